@@ -1,0 +1,257 @@
+"""The app: a name, a broker, a registry of tasks, and the assembly of everything below."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from typing_extensions import Self, Unpack
+
+from conveyor.broker.connect import Server
+from conveyor.broker.keys import check_name
+from conveyor.client import Client
+from conveyor.codec import Codec
+from conveyor.errors import ConfigurationError
+from conveyor.options import TASK_OPTIONS, TaskOptions, refuse_unknown
+from conveyor.result import TaskResult
+from conveyor.settings import resolve_settings
+from conveyor.signature import Signature, annotated_types
+from conveyor.task import AsyncTask, BaseTask, Call, Definition, Task, asend_all, send_all
+
+if TYPE_CHECKING:
+    from datetime import tzinfo
+    from types import TracebackType
+
+    from conveyor.broker.connect import Client as RedisClient
+    from conveyor.context import Context
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Decorator(Protocol):
+    """What `@app.task(...)` returns: makes tasks of functions."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+
+class BoundDecorator(Protocol):
+    """What `@app.task(bind=True, ...)` returns: the function's first parameter is the `Context`."""
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Context, P], Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[Context, P], R], /) -> Task[P, R]: ...
+
+
+class Conveyor:
+    """A distributed task queue: tasks are declared on it, sent through it and run by its workers.
+
+    Creating one, importing tasks and decorating never open a connection.
+
+    Args:
+        name: Whatever you call it; also the namespace unless that is given.
+        broker: A URL or a client of redis-py to share; None takes `CONVEYOR_BROKER` from the
+            environment, else the embedded server.
+        queue: Where tasks go that name no queue.
+        namespace: Apps on one server never meet unless they share it.
+        timezone: In which naive datetimes are meant; None refuses them.
+        types: Dataclasses and enums, beside those in annotations, that may travel.
+        **settings: Any field of `Settings`.
+
+    Raises:
+        ConfigurationError: A name or a setting is not valid.
+
+    Example:
+        >>> app = Conveyor("myapp")
+        >>> @app.task(retry_limit=3)
+        ... def add(x: int, y: int) -> int:
+        ...     return x + y
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        broker: str | RedisClient | None = None,
+        queue: str = "default",
+        namespace: str | None = None,
+        timezone: str | tzinfo | None = None,
+        types: Iterable[type] = (),
+        **settings: Any,
+    ) -> None:
+        self.name = check_name(name, "app name")
+        self.namespace = check_name(name if namespace is None else namespace, "namespace")
+        self.queue = check_name(queue, "queue")
+        self.module = _calling_module()
+        self.settings, self.origins = resolve_settings(
+            settings, environ=os.environ, directory=self.module.parent if self.module else Path.cwd()
+        )
+        self.tasks: dict[str, BaseTask[..., Any]] = {}
+        self._broker = broker
+        self._types = list(types)
+        self.client = Client(
+            self._connect,
+            self.namespace,
+            codec=Codec(self._types),
+            settings=self.settings,
+            timezone=_timezone(timezone),
+        )
+
+    def __repr__(self) -> str:
+        """The name."""
+        return f"<Conveyor {self.name}>"
+
+    @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(self, /, *, bind: Literal[True], **options: Unpack[TaskOptions]) -> BoundDecorator: ...
+    @overload
+    def task(self, /, *, bind: Literal[False] = False, **options: Unpack[TaskOptions]) -> Decorator: ...
+    def task(
+        self, function: Callable[..., Any] | None = None, /, *, bind: bool = False, **options: Any
+    ) -> Any:
+        """Makes a task of a function, with or without options.
+
+        Raises:
+            ConfigurationError: An option does not exist or has a value that is not allowed, a
+                parameter is named `at` or `after`, or another task has this name.
+        """
+        if function is not None:
+            return self._declare(function, bind, options)
+        return lambda function: self._declare(function, bind, options)
+
+    def result(self, task_id: str, queue: str | None = None) -> TaskResult[Any]:
+        """A handle of a task that was sent before, from its id.
+
+        Args:
+            task_id: The task's id.
+            queue: The queue it was sent to; None is the app's.
+        """
+        return TaskResult(self.client, check_name(queue or self.queue, "queue"), task_id, created=False)
+
+    def map(self, calls: Iterable[Call[R]]) -> list[TaskResult[R]]:
+        """Sends many calls, of any tasks, in bounded batches, each atomic; see `Task.map`."""
+        return send_all(self.client, _only_calls(calls))
+
+    async def amap(self, calls: Iterable[Call[R]]) -> list[TaskResult[R]]:
+        """The async twin of `map`."""
+        return await asend_all(self.client, _only_calls(calls))
+
+    def queues(self) -> list[str]:
+        """The queues that the namespace has had tasks on, by name."""
+        return self.client.broker.queues()
+
+    def close(self) -> None:
+        """Closes what this process opened; a shared client stays open."""
+        self.client.close()
+
+    async def aclose(self) -> None:
+        """Closes what this process opened, the running event loop's connections included."""
+        await self.client.aclose()
+
+    def __enter__(self) -> Self:
+        """Nothing to open."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes."""
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        """Nothing to open."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes."""
+        await self.aclose()
+
+    def _connect(self) -> Server:
+        broker = self._broker
+        if broker is None:
+            broker = os.environ.get("CONVEYOR_BROKER") or "embedded://"
+        return Server(broker, module=self.module)
+
+    def _declare(self, function: Callable[..., Any], bind: bool, options: Mapping[str, Any]) -> BaseTask[..., Any]:
+        if not callable(function) or inspect.isclass(function):
+            raise ConfigurationError(f"{function!r} cannot be a task: decorate a function")
+        name = options.get("name") or f"{_module_name(function)}.{function.__qualname__}"
+        refuse_unknown(options, TASK_OPTIONS, f"task {name}")
+        is_async = inspect.iscoroutinefunction(function)
+        definition = Definition(
+            name, function, Signature(function, name, bind=bind), bind, is_async, dict(options), self.queue
+        )
+        task = (AsyncTask if is_async else Task)(self.client, definition)
+        task.plan()
+        self._register(task)
+        self.client.codec.register(*annotated_types(function))
+        return task
+
+    def _register(self, task: BaseTask[..., Any]) -> None:
+        known = self.tasks.get(task.name)
+        if known is not None and _origin(known) != _origin(task):
+            raise ConfigurationError(
+                f"there are two tasks named {task.name!r}: give one of them another name= "
+                f"({_origin(known)} and {_origin(task)})"
+            )
+        self.tasks[task.name] = task
+
+
+def _only_calls(calls: Iterable[Call[R]]) -> list[Call[R]]:
+    found = list(calls)
+    for call in found:
+        if not isinstance(call, Call):
+            raise TypeError(f"app.map(): {call!r} is not a Call: make one with task.call(...)")
+    return found
+
+
+def _origin(task: BaseTask[..., Any]) -> str:
+    """Where a task is written: a module that is loaded twice declares the same one again."""
+    function = inspect.unwrap(task.definition.function)
+    code = getattr(function, "__code__", None)
+    return f"{code.co_filename}:{function.__qualname__}" if code else repr(function)
+
+
+def _module_name(function: Callable[..., Any]) -> str:
+    """The module's name as a worker would import it, also in a script that is being run."""
+    if function.__module__ != "__main__":
+        return function.__module__
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return spec.name.removesuffix(".__main__")
+    file = getattr(main, "__file__", None)
+    return Path(file).stem if file else "__main__"
+
+
+def _calling_module() -> Path | None:
+    frame = sys._getframe(2)
+    file = frame.f_globals.get("__file__")
+    return Path(file).resolve() if file else None
+
+
+def _timezone(value: str | tzinfo | None) -> tzinfo | None:
+    if not isinstance(value, str):
+        return value
+    try:
+        return ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError) as error:
+        raise ConfigurationError(
+            f"timezone {value!r} is not known: use a name such as 'Europe/Berlin'"
+        ) from error

@@ -1,0 +1,252 @@
+"""What each script is asked and what it answers: no I/O here.
+
+A command names its script, its queue's key and its arguments, and reads the reply. The sync and the
+async broker and the worker's loop run the same commands, and every command may be sent again after a
+lost reply: it changes nothing twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from conveyor.broker.scripts import Script, load_script
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from conveyor.broker.keys import QueueKeys
+
+T = TypeVar("T")
+
+#: Most tasks one call of a script touches.
+BATCH = 100
+#: Most bytes of records one call carries.
+BATCH_BYTES = 1_048_576
+
+_ENQUEUE = load_script("enqueue")
+_SETTLE = load_script("settle")
+_RENEW = load_script("renew")
+_MAINTAIN = load_script("maintain")
+_CANCEL = load_script("cancel")
+_PROGRESS = load_script("progress")
+_READ = load_script("read")
+_WAIT = load_script("wait")
+_HELLO = load_script("hello")
+_UNPARK = load_script("unpark")
+_STATUS = load_script("status")
+
+SCRIPTS = (
+    _ENQUEUE, _SETTLE, _RENEW, _MAINTAIN, _CANCEL, _PROGRESS, _READ, _WAIT, _HELLO, _UNPARK, _STATUS,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Command(Generic[T]):
+    """One call of one script.
+
+    Attributes:
+        script: What to run.
+        keys: The queue's memory, which also names the slot of a cluster, and a key that never is.
+        args: ARGV.
+        parse: Turns the raw reply into the answer.
+    """
+
+    script: Script
+    keys: tuple[str, str]
+    args: Sequence[bytes | str | int]
+    parse: Callable[[Any], T]
+
+
+class NewTask(NamedTuple):
+    """A task to enqueue: see the ARGV of enqueue.lua."""
+
+    id: str
+    due: str
+    expires: str
+    record: bytes
+
+
+class Settlement(NamedTuple):
+    """How one lease ended: see the ARGV of settle.lua."""
+
+    id: bytes
+    token: bytes
+    outcome: str
+    data: bytes
+    delay_ms: int
+
+
+class Verdict:
+    """What settle.lua and renew.lua say of one lease."""
+
+    STALE = 0
+    ACCEPTED = 1
+    ALREADY = 2
+    CANCEL_ASKED = 2
+
+
+class Settled(NamedTuple):
+    """The answer of settle.lua."""
+
+    now_ms: int
+    verdicts: Sequence[int]
+    claimed: Sequence[bytes]
+    left: bytes
+
+
+class Maintained(NamedTuple):
+    """The answer of maintain.lua; `next_due_ms` is None when nothing is waiting."""
+
+    now_ms: int
+    moved: int
+    next_due_ms: int | None
+    more: bool
+
+
+class Snapshot(NamedTuple):
+    """A task as the server has it, undecoded."""
+
+    record: bytes
+    extras: Mapping[bytes, bytes]
+
+
+class QueueStatus(NamedTuple):
+    """The answer of status.lua, undecoded where workers wrote it."""
+
+    now_ms: int
+    scheduled: int
+    queued: int
+    processing: int
+    success: int
+    failed: int
+    cancelled: int
+    parked: int
+    workers: Mapping[bytes, bytes]
+    parked_reasons: Mapping[bytes, bytes]
+    memory: Mapping[bytes, bytes]
+
+
+def enqueue(
+    keys: QueueKeys, tasks: Iterable[NewTask], on_existing: str = "return"
+) -> Command[list[bytes | None]]:
+    """Adds tasks; answers None for each created one, else the record that already has its id."""
+    args: list[bytes | str | int] = [on_existing]
+    for task in tasks:
+        args.extend(task)
+    return Command(_ENQUEUE, keys.script, args, _parse_enqueued)
+
+
+def settle(
+    keys: QueueKeys,
+    worker: bytes,
+    call: int,
+    settlements: Iterable[Settlement],
+    *,
+    sync: int,
+    asynchronous: int,
+    keep_success: int,
+    park_ms: int,
+) -> Command[Settled]:
+    """Ends leases and claims up to `sync` and `asynchronous` tasks."""
+    args: list[bytes | str | int] = [
+        worker,
+        call,
+        sync,
+        asynchronous,
+        keep_success,
+        park_ms,
+    ]
+    for settlement in settlements:
+        args.extend(settlement)
+    return Command(_SETTLE, keys.script, args, Settled._make)
+
+
+def renew(
+    keys: QueueKeys, leases: Iterable[tuple[bytes, bytes]]
+) -> Command[Sequence[int]]:
+    """Extends leases (id, token); answers a `Verdict` for each."""
+    args: list[bytes | str | int] = []
+    for lease in leases:
+        args.extend(lease)
+    return Command(_RENEW, keys.script, args, _as_is)
+
+
+def maintain(keys: QueueKeys, limit: int = BATCH) -> Command[Maintained]:
+    """Moves what has come due."""
+    return Command(_MAINTAIN, keys.script, [limit], _parse_maintained)
+
+
+def cancel(keys: QueueKeys, task_id: str) -> Command[int]:
+    """Cancels a task; answers 1 (cancelled or being stopped), 0 (had ended) or -1 (no such task)."""
+    return Command(_CANCEL, keys.script, [task_id], int)
+
+
+def progress(
+    keys: QueueKeys, task_id: str, token: bytes, field: str, value: bytes
+) -> Command[bool]:
+    """Keeps a running task's progress ("p") or data ("d"); answers False when the lease is lost."""
+    return Command(_PROGRESS, keys.script, [task_id, token, field, value], bool)
+
+
+def read(keys: QueueKeys, ids: Sequence[str]) -> Command[list[Snapshot | None]]:
+    """Reads whole tasks."""
+    return Command(_READ, keys.script, ids, _parse_snapshots)
+
+
+def wait(
+    keys: QueueKeys, process: str, ids: Sequence[str]
+) -> Command[list[Snapshot | bool]]:
+    """Registers for the end of tasks; True: will be told, False: no such task, else it has ended."""
+    return Command(_WAIT, keys.script, [process, *ids], _parse_waits)
+
+
+def hello(keys: QueueKeys, worker: str, ttl_ms: int, about: bytes) -> Command[int]:
+    """Greets the server; answers its time in ms."""
+    return Command(_HELLO, keys.script, [worker, ttl_ms, about], int)
+
+
+def unpark(keys: QueueKeys, start: int, names: Sequence[str]) -> Command[int]:
+    """Releases parked tasks of these names; answers where to go on, or -1."""
+    return Command(_UNPARK, keys.script, [start, *names], int)
+
+
+def status(keys: QueueKeys) -> Command[QueueStatus]:
+    """Counts tasks and lists live workers."""
+    return Command(_STATUS, keys.script, [], _parse_status)
+
+
+def snapshot(reply: Sequence[Any]) -> Snapshot:
+    """Reads {record, extras} as scripts return and publish it."""
+    return Snapshot(reply[0], pairs(reply[1]))
+
+
+def pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+    """Reads a flat list of field, value, …"""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _as_is(reply: Any) -> Any:
+    return reply
+
+
+def _parse_enqueued(reply: Sequence[Any]) -> list[bytes | None]:
+    return [None if isinstance(item, int) else item for item in reply[1:]]
+
+
+def _parse_maintained(reply: Sequence[int]) -> Maintained:
+    now, moved, due, more = reply
+    return Maintained(now, moved, None if due < 0 else due, bool(more))
+
+
+def _parse_snapshots(reply: Sequence[Any]) -> list[Snapshot | None]:
+    return [snapshot(item) if item else None for item in reply]
+
+
+def _parse_waits(reply: Sequence[Any]) -> list[Snapshot | bool]:
+    return [snapshot(item) if isinstance(item, list) else bool(item) for item in reply]
+
+
+def _parse_status(reply: Sequence[Any]) -> QueueStatus:
+    now, counts, workers, parked, memory = reply
+    return QueueStatus(now, *counts, pairs(workers), pairs(parked), pairs(memory))

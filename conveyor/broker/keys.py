@@ -1,0 +1,95 @@
+"""Every key, in one table.
+
+All keys of a queue share the hash tag `{namespace:queue}`, so they live in one slot of a cluster.
+The scripts make them from `memory`, the one key they are given; Python needs only those below.
+
+| key                | type   | holds                                                                   |
+|--------------------|--------|-------------------------------------------------------------------------|
+| `Q:absent`         | -      | never there: a cluster refuses scripts while it moves the queue's slot |
+| `Q:m`              | hash   | memory: last time seen, next due moment, server run id, counters        |
+| `Q:t:<id>`         | string | one record (see `records.py`)                                           |
+| `Q:x:<id>`         | hash   | extras: p progress, d data, e error, n and a0-a9 attempts, w waiters, u parked because |
+| `Q:r:<0-9>`, `Q:a:<0-9>` | list | ready ids, sync (or unknown) and async, by priority               |
+| `Q:tombstones`     | hash   | ids that ended while still in a ready list, and how often               |
+| `Q:l`              | zset   | leased ids by the end of their lease: the running tasks                 |
+| `Q:s`, `Q:e`       | zset   | scheduled ids by due time, expiring ids by expiry                       |
+| `Q:ok`, `Q:failed`, `Q:cancelled` | zset | ended ids by the moment their record is removed          |
+| `Q:parked`         | zset   | ids whose name no worker knew, by the moment they are given up          |
+| `Q:broken`         | hash   | ids set aside, and why                                                  |
+| `Q:k:r`, `Q:k:a`, `Q:k:o` | zset | markers that idle workers and orchestrators block on             |
+| `Q:k:<worker>`     | zset   | mailbox of one worker: ids to stop                                      |
+| `Q:c:<worker>`     | string | the worker's last claim, so that it can be repeated                     |
+| `Q:w`, `Q:w:<worker>` | zset, string | live workers, for people only                                   |
+| `Q:d:<process>`    | sharded channel | outcomes that a process waits for                              |
+| `conveyor:{namespace}:queues` | set | known queues, for people only                                  |
+"""
+
+from __future__ import annotations
+
+import re
+
+from conveyor.errors import ConfigurationError
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+#: Longest custom id, in bytes of UTF-8.
+MAX_ID = 256
+
+
+def check_name(name: str, what: str) -> str:
+    """Returns the name of a queue or namespace if it is a valid one.
+
+    Raises:
+        ConfigurationError: It has other characters than letters, digits and ``_.-``, or not 1 to 64.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"{what} {name!r} is not valid: use 1 to 64 letters, digits, '_', '.' or '-'"
+        )
+    return name
+
+
+def check_id(task_id: str) -> str:
+    """Returns a custom task id if it is a valid one.
+
+    Raises:
+        ConfigurationError: It is empty, too long, or not printable.
+    """
+    if not isinstance(task_id, str) or not task_id or not task_id.isprintable():
+        raise ConfigurationError(
+            f"task id {task_id!r} is not valid: use printable text"
+        )
+    if len(task_id.encode()) > MAX_ID:
+        raise ConfigurationError(
+            f"task id {task_id[:20]!r}… is longer than {MAX_ID} bytes"
+        )
+    return task_id
+
+
+def known_queues(namespace: str) -> str:
+    """The set of queues that a namespace has had tasks or workers on."""
+    return f"conveyor:{{{namespace}}}:queues"
+
+
+class QueueKeys:
+    """The keys of one queue."""
+
+    __slots__ = ("memory", "namespace", "prefix", "queue", "script")
+
+    def __init__(self, namespace: str, queue: str) -> None:
+        self.namespace = namespace
+        self.queue = queue
+        self.prefix = f"conveyor:{{{namespace}:{queue}}}:"
+        self.memory = self.prefix + "m"
+        self.script = (self.memory, self.prefix + "absent")
+
+    def ready(self, lane: str) -> list[str]:
+        """The ready lists of a lane ("r" or "a"), one per priority."""
+        return [f"{self.prefix}{lane}:{priority}" for priority in range(10)]
+
+    def marker(self, name: str) -> str:
+        """What to block on: "r", "a", "o", or a worker's id in hex (its mailbox)."""
+        return f"{self.prefix}k:{name}"
+
+    def outcomes(self, process: str) -> str:
+        """The channel on which a process hears how tasks ended."""
+        return f"{self.prefix}d:{process}"

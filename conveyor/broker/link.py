@@ -1,0 +1,210 @@
+"""A connection for an event loop: one call at a time, replies read when they are readable.
+
+Where `Broker` waits for each reply, a `Link` returns at once and calls back. A call whose reply is lost
+is sent again on the next connection, so whoever uses a link sends only what may be repeated. While the
+server is unreachable calls wait, and connecting is tried again with growing pauses: said once, resumed
+by itself, nothing lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import selectors
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import redis
+
+from conveyor.broker.broker import script_call, script_source, unavailable
+from conveyor.broker.commands import Command
+from conveyor.broker.connect import TRANSIENT
+from conveyor.errors import BrokerUnavailable
+
+if TYPE_CHECKING:
+    from redis.connection import AbstractConnection
+
+    from conveyor.broker.connect import Server
+
+log = logging.getLogger("conveyor.link")
+
+#: What is sent: a command of a script, or a plain server command.
+Request: TypeAlias = "Command[Any] | tuple[Any, ...]"
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+#: The slot is on another node, or on its way there: connect anew until that is settled.
+_ELSEWHERE = (redis.exceptions.MovedError, redis.exceptions.AskError)
+#: Seconds after which an ordinary reply that did not come means a dead connection.
+_REPLY_TIMEOUT = 5.0
+
+
+class Link:
+    """One connection to the node that holds a key.
+
+    Args:
+        server: Where to.
+        key: Any key of the queue it serves.
+        selector: Of the loop; readable links have their callback as data.
+        on_connect: Called with the link after each new connection; its sends go first.
+        blocking: Whether replies may take as long as they like.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        key: str,
+        selector: selectors.BaseSelector,
+        on_connect: Callable[[Link], None],
+        *,
+        blocking: bool = False,
+    ) -> None:
+        self._server = server
+        self._key = key
+        self._selector = selector
+        self._on_connect = on_connect
+        self._blocking = blocking
+        self._connection: AbstractConnection | None = None
+        self._socket: Any = None
+        self._waiting: deque[tuple[Request, Callable[[Any], None]]] = deque()
+        self._current: tuple[Request, Callable[[Any], None]] | None = None
+        self._sent_at = 0.0
+        self._pause = _FIRST_PAUSE
+        self._retry_at = 0.0
+        self._lost = False
+        self._use_source = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether a call sent now would go out at once."""
+        return self._current is None and not self._waiting and self._connection is not None
+
+    @property
+    def connected(self) -> bool:
+        """Whether the server can be reached, as far as is known."""
+        return self._connection is not None
+
+    def send(self, request: Request, callback: Callable[[Any], None]) -> None:
+        """Sends when it is this call's turn; the callback gets the answer."""
+        self._waiting.append((request, callback))
+        self._send_next()
+
+    def send_first(self, request: Request, callback: Callable[[Any], None]) -> None:
+        """Sends before what is waiting: for greeting a new connection."""
+        self._waiting.appendleft((request, callback))
+
+    def forget_waiting(self) -> None:
+        """Drops calls that were not sent yet."""
+        self._waiting.clear()
+
+    def deadline(self) -> float | None:
+        """When `tick` has something to do next, on the monotonic clock."""
+        if self._connection is None:
+            return self._retry_at
+        if self._current is not None and not self._blocking:
+            return self._sent_at + _REPLY_TIMEOUT
+        return None
+
+    def tick(self, now: float) -> None:
+        """Connects when it is time to, and gives up on a connection that went silent."""
+        if self._connection is None:
+            if now >= self._retry_at:
+                self._connect()
+        elif self._current and not self._blocking and now >= self._sent_at + _REPLY_TIMEOUT:
+            self._lose(redis.TimeoutError("no reply"))
+
+    def close(self) -> None:
+        """Closes the connection; nothing more is sent."""
+        self._waiting.clear()
+        self._current = None
+        self._drop()
+
+    def fileno(self) -> int:
+        """The socket's descriptor, or -1: children close their copy."""
+        return -1 if self._socket is None else int(self._socket.fileno())
+
+    def _connect(self) -> None:
+        try:
+            if self._lost:
+                self._server.refresh()
+            timeout = None if self._blocking else _REPLY_TIMEOUT
+            self._connection = self._server.connection(self._key, timeout=timeout)
+        except (redis.RedisError, BrokerUnavailable, OSError) as error:
+            self._lose(error)
+            return
+        self._socket = self._connection._sock
+        self._selector.register(self._socket, selectors.EVENT_READ, self._on_readable)
+        if self._lost:
+            log.info("%s is back", self._server.address)
+        self._lost = False
+        self._use_source = False
+        if self._current is not None:
+            self._waiting.appendleft(self._current)
+            self._current = None
+        self._on_connect(self)
+        self._send_next()
+
+    def _send_next(self) -> None:
+        if self._current is not None or not self._waiting or self._connection is None:
+            return
+        self._current = self._waiting.popleft()
+        request = self._current[0]
+        if isinstance(request, Command):
+            request = (script_source if self._use_source else script_call)(request)
+        self._use_source = False
+        self._sent_at = time.monotonic()
+        try:
+            self._connection.send_packed_command(self._connection.pack_command(*request), check_health=False)
+        except (redis.RedisError, OSError) as error:
+            self._lose(error)
+
+    def _on_readable(self) -> None:
+        assert self._connection is not None
+        try:
+            reply = self._connection.read_response(disable_decoding=True)
+        except redis.exceptions.NoScriptError:
+            self._again(use_source=True)
+            return
+        except (*TRANSIENT, *_ELSEWHERE, OSError) as error:
+            self._lose(error)
+            return
+        except redis.RedisError as error:
+            log.error("%s refused %s: %s", self._server.address, self._what(), error)
+            reply = None
+        self._pause = _FIRST_PAUSE
+        current, self._current = self._current, None
+        if current is not None:
+            request, callback = current
+            if reply is not None and isinstance(request, Command):
+                reply = request.parse(reply)
+            callback(reply)
+        self._send_next()
+
+    def _again(self, *, use_source: bool) -> None:
+        assert self._current is not None
+        self._waiting.appendleft(self._current)
+        self._current = None
+        self._use_source = use_source
+        self._send_next()
+
+    def _what(self) -> str:
+        request = self._current[0] if self._current else None
+        return request.script.name if isinstance(request, Command) else str(request and request[0])
+
+    def _lose(self, error: Exception) -> None:
+        self._drop()
+        if not self._lost:
+            log.warning("%s; trying again until it answers", unavailable(self._server, error))
+        self._lost = True
+        self._retry_at = time.monotonic() + self._pause * random.uniform(0.5, 1.0)
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if self._socket is not None:
+            with contextlib.suppress(KeyError, ValueError):  # closed by redis-py on an error
+                self._selector.unregister(self._socket)
+            self._socket = None
+        if connection is not None:
+            connection.disconnect()

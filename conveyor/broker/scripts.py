@@ -1,0 +1,42 @@
+"""The Lua scripts: one state transition each, put together from `scripts/*.lua` and `scripts/lib`.
+
+A script's header names the libraries it USES; they are put between its first line (the `#!lua` flags)
+and its body.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from importlib import resources
+
+_USES = re.compile(r"^-- USES +(.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script as the server is given it.
+
+    Attributes:
+        name: Its file's name without the ending.
+        source: The whole text.
+        sha: By which the server knows it.
+    """
+
+    name: str
+    source: str
+    sha: str
+
+
+def load_script(name: str) -> Script:
+    """Reads a script and the libraries it uses."""
+    folder = resources.files(__package__) / "scripts"
+    shebang, _, body = (folder / f"{name}.lua").read_text().partition("\n")
+    uses = _USES.search(body)
+    libraries = uses.group(1).split() if uses else []
+    parts = [(folder / "lib" / f"{library}.lua").read_text() for library in libraries]
+    source = "\n".join([shebang, *parts, body])
+    return Script(
+        name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+    )

@@ -1,0 +1,48 @@
+-- Ends a task: final record, its retention, and the word to those who wait for it.
+-- Needs: record, clock.
+
+local ENDED_SETS = { [SUCCESS] = 'ok', [FAILED] = 'failed', [CANCELLED] = 'cancelled' }
+local INLINE_OUTCOME = 65536
+
+local function remove_record(id)
+  redis.call('DEL', Q .. 't:' .. id, Q .. 'x:' .. id)
+end
+
+-- A small outcome travels with the wake-up, and so does one whose record is gone.
+local function publish_outcome(id, record, removed)
+  local waiters = redis.call('HGET', Q .. 'x:' .. id, 'w') or ''
+  local message = { id }
+  if removed or #record <= INLINE_OUTCOME then
+    message = { id, record, redis.call('HGETALL', Q .. 'x:' .. id) }
+  end
+  local packed = cmsgpack.pack(message)
+  for waiter in string.gmatch(waiters, '[^,]+') do redis.call('SPUBLISH', Q .. 'd:' .. waiter, packed) end
+end
+
+local function trim_to_cap(set, cap)
+  local excess = math.min(redis.call('ZCARD', set) - cap, 100)
+  if excess <= 0 then return end
+  local oldest = redis.call('ZPOPMIN', set, excess)
+  for i = 1, #oldest, 2 do remove_record(oldest[i]) end
+end
+
+local function finish(id, record, state, result)
+  local flags = string.byte(record, 4)
+  local final = string.sub(record, 1, 2) .. string.char(state, flags) .. string.sub(record, 5, 28)
+    .. struct.pack('<I6', now) .. string.sub(record, 35, length_without_result(record)) .. (result or '')
+  local retain = read('I6', record, state == SUCCESS and 85 or 91)
+  local removed = retain == 0 or (state == SUCCESS and has_flag(record, REMOVE_ON_SUCCESS))
+    or (state == FAILED and has_flag(record, REMOVE_ON_FAILED))
+  if has_flag(record, WAITED) then publish_outcome(id, final, removed) end
+  redis.call('HINCRBY', M, ENDED_SETS[state], 1)
+  if removed then return remove_record(id) end
+  redis.call('SET', Q .. 't:' .. id, final)
+  local until_when = retain == FOREVER and '+inf' or now + retain
+  redis.call('ZADD', Q .. ENDED_SETS[state], until_when, id)
+  if retain ~= FOREVER then wake_orchestrator(until_when) end
+end
+
+local function fail(id, record, error)
+  redis.call('HSET', Q .. 'x:' .. id, 'e', error)
+  finish(id, record, FAILED)
+end

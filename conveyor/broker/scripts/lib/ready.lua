@@ -1,0 +1,37 @@
+-- Ready lists: one per lane (r: sync or unknown, a: async) and priority, with a marker per lane
+-- that idle workers block on.
+-- Needs: record.
+
+local touched = {}
+
+local function lane_of(record) return has_flag(record, ASYNC) and 'a' or 'r' end
+
+local function ready_list(record)
+  local lane = lane_of(record)
+  touched[lane] = true
+  return Q .. lane .. ':' .. string.byte(record, 2)
+end
+
+local function push_tail(id, record) redis.call('RPUSH', ready_list(record), id) end
+local function push_head(id, record) redis.call('LPUSH', ready_list(record), id) end
+
+-- One marker wakes one worker; whoever claims and leaves work behind adds the next.
+local function wake_workers()
+  for lane in pairs(touched) do redis.call('ZADD', Q .. 'k:' .. lane, 0, 'ready') end
+end
+
+-- A queued id that ends without being claimed stays in its list as a tombstone.
+local function bury(id)
+  redis.call('HINCRBY', Q .. 'tombstones', id, 1)
+  redis.call('HINCRBY', M, 'tombstones', 1)
+end
+
+-- Accounts for a list entry that was dropped: a tombstone, or an id that never should have been there.
+local function drop(id, reason)
+  if redis.call('HEXISTS', Q .. 'tombstones', id) == 0 then
+    set_aside(id, reason or 'listed as ready but is not')
+    return
+  end
+  if redis.call('HINCRBY', Q .. 'tombstones', id, -1) <= 0 then redis.call('HDEL', Q .. 'tombstones', id) end
+  redis.call('HINCRBY', M, 'tombstones', -1)
+end

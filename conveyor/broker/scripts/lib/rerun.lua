@@ -1,0 +1,97 @@
+-- What follows a run that did not succeed: its entry in the history, and another run or the end.
+-- Needs: record, clock, ready, finish.
+
+local ERROR, STALL, INTERRUPTION, CANCELLATION = 'error', 'stall', 'interrupted', 'cancelled'
+local KEPT_ATTEMPTS = 10
+
+-- `attempts` is a ring of the last runs in the task's hash: a0 to a9, `n` counts them all.
+local function note_attempt(id, record, outcome, error)
+  local extra = Q .. 'x:' .. id
+  local count = redis.call('HINCRBY', extra, 'n', 1)
+  redis.call('HSET', extra, 'a' .. (count - 1) % KEPT_ATTEMPTS,
+    struct.pack('<I6I6c4B', read('I6', record, 23), now, string.sub(record, 15, 18), #outcome) .. outcome .. error)
+  if error ~= '' then redis.call('HSET', extra, 'e', error) end
+end
+
+local function with_counters(record, errors, stalls, interruptions)
+  return string.sub(record, 1, 52) .. struct.pack('<I4I4I4', errors, stalls, interruptions)
+    .. string.sub(record, 65, length_without_result(record))
+end
+
+local function has_begun(record)
+  return read('I4', record, 53) + read('I4', record, 57) + read('I4', record, 61) > 0
+end
+
+local function queue_again(id, record, push)
+  redis.call('SET', Q .. 't:' .. id,
+    string.sub(record, 1, 2) .. string.char(QUEUED) .. string.sub(record, 4, 4)
+    .. struct.pack('<I6', now) .. string.sub(record, 11))
+  push(id, record)
+end
+
+local function schedule_again(id, record, delay)
+  local due = now + delay
+  redis.call('SET', Q .. 't:' .. id,
+    string.sub(record, 1, 2) .. string.char(SCHEDULED) .. string.sub(record, 4, 34)
+    .. struct.pack('<I6', due) .. string.sub(record, 41))
+  redis.call('ZADD', Q .. 's', due, id)
+  wake_orchestrator(due)
+end
+
+local function run_again(id, record, delay)
+  if delay > 0 then schedule_again(id, record, delay) else queue_again(id, record, push_tail) end
+end
+
+local function within(count, limit) return limit == UNLIMITED or count < limit end
+
+local function may_retry(record, limit_offset, count_offset)
+  local retries = read('I4', record, 53) + read('I4', record, 57)
+  return within(retries, read('I4', record, 65))
+    and within(read('I4', record, count_offset), read('I4', record, limit_offset))
+end
+
+-- Every way out of a run but success passes here: a cancelled task is not run again.
+local function cancelled_instead(id, record)
+  if not has_flag(record, CANCEL_ASKED) then return false end
+  note_attempt(id, record, CANCELLATION, '')
+  finish(id, record, CANCELLED)
+  return true
+end
+
+local function after_error(id, record, error, delay, retryable)
+  if cancelled_instead(id, record) then return end
+  note_attempt(id, record, ERROR, error)
+  if not retryable or not may_retry(record, 69, 53) then return fail(id, record, error) end
+  local errors = read('I4', record, 53) + 1
+  run_again(id, with_counters(record, errors, read('I4', record, 57), read('I4', record, 61)), delay)
+end
+
+-- The first stall runs again at once, later ones wait: a task that kills its process must not
+-- starve the rest.
+local function after_stall(id, record, error)
+  if cancelled_instead(id, record) then return end
+  note_attempt(id, record, STALL, error)
+  if not may_retry(record, 73, 57) then return fail(id, record, error) end
+  local stalls = read('I4', record, 57) + 1
+  local delay = stalls == 1 and 0 or math.min(1000 * 2 ^ (stalls - 2), 60000)
+  run_again(id, with_counters(record, read('I4', record, 53), stalls, read('I4', record, 61)), delay)
+end
+
+local function after_interruption(id, record, error)
+  if cancelled_instead(id, record) then return end
+  note_attempt(id, record, INTERRUPTION, error)
+  if read('I4', record, 69) == 0 and read('I4', record, 73) == 0 then return fail(id, record, error) end
+  queue_again(id, with_counters(record, read('I4', record, 53), read('I4', record, 57), read('I4', record, 61) + 1),
+    push_head)
+end
+
+-- Not begun, so nothing is counted; the head keeps its place.
+local function release(id, record)
+  if cancelled_instead(id, record) then return end
+  local expires = read('I6', record, 47)
+  if expires > 0 and not has_begun(record) then
+    redis.call('ZADD', Q .. 'e', expires, id)
+    wake_orchestrator(expires)
+  end
+  queue_again(id, record, push_head)
+end

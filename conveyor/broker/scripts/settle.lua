@@ -1,0 +1,183 @@
+#!lua flags=allow-oom
+-- Ends leases, each with its outcome, and claims new work in the same round trip.
+--
+-- USES      record clock ready finish rerun due
+-- KEYS
+--   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
+--   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves
+-- ARGV
+--   ARGV[1]  bytes   the worker's id (4 bytes)
+--   ARGV[2]  number  number of this call, from 1: repeating a call returns the tasks it claimed before
+--   ARGV[3]  number  most sync tasks to claim
+--   ARGV[4]  number  most async tasks to claim
+--   ARGV[5]  number  most successful records the queue keeps
+--   ARGV[6]  ms      how long a task of unknown name stays parked
+--   ARGV[7]  items   five arguments a lease from here on: id; token; outcome (success, error, fatal,
+--                    stall, interrupted, cancelled, release, park); its bytes (result, error or
+--                    reason); ms until the retry
+-- RETURNS
+--   {server time in ms, verdicts (one each: 1 accepted, 0 stale, 2 already settled), claimed (id,
+--   record, id, record, …), lanes with work left ("", "r", "a" or "ra")}
+-- KEEPS
+--   1 one place per id, 2 tokens compared item by item, 4 server time, 5 bounded (at most 100 settled,
+--   100 and 1 MiB claimed), 7 repeatable, 8 works when memory is full, 9 unusable records set aside
+
+local CLAIM_BYTES, SCAN = 1048576, 200
+
+local outcomes = {}
+
+function outcomes.success(id, record, bytes) finish(id, record, SUCCESS, bytes) end
+
+function outcomes.error(id, record, bytes, delay) after_error(id, record, bytes, tonumber(delay), true) end
+
+function outcomes.fatal(id, record, bytes) after_error(id, record, bytes, 0, false) end
+
+function outcomes.stall(id, record, bytes) after_stall(id, record, bytes) end
+
+function outcomes.interrupted(id, record, bytes) after_interruption(id, record, bytes) end
+
+function outcomes.release(id, record) release(id, record) end
+
+function outcomes.cancelled(id, record)
+  note_attempt(id, record, CANCELLATION, '')
+  finish(id, record, CANCELLED)
+end
+
+function outcomes.park(id, record, reason)
+  local expires = read('I6', record, 47)
+  redis.call('SETRANGE', Q .. 't:' .. id, 2, string.char(PARKED))
+  redis.call('HSET', Q .. 'x:' .. id, 'u', reason)
+  redis.call('ZADD', Q .. 'parked', now + ARGV[6], id)
+  wake_orchestrator(now + ARGV[6])
+  if expires > 0 then redis.call('ZADD', Q .. 'e', expires, id) end
+end
+
+local function settle(id, token, outcome, bytes, delay)
+  local record = load(id)
+  if not record or token_of(record) ~= token then return 0 end
+  if state_of(record) ~= PROCESSING then return 2 end
+  redis.call('ZREM', Q .. 'l', id)
+  outcomes[outcome](id, record, bytes, delay)
+  return 1
+end
+
+local function settle_all()
+  local verdicts = {}
+  for i = 7, #ARGV, 5 do
+    verdicts[#verdicts + 1] = settle(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
+  end
+  if #verdicts > 0 then trim_to_cap(Q .. 'ok', tonumber(ARGV[5])) end
+  return verdicts
+end
+
+local call = tonumber(ARGV[2])
+local claimed, leases, bytes = {}, {}, 0
+local nonce = ARGV[1] .. struct.pack('<I4', call % 4294967296)
+
+-- Leases one queued record, unless it expired waiting. The nonce of the call makes the token unique
+-- even where a restored server counts its starts again.
+local function lease(id, record)
+  local expires = read('I6', record, 47)
+  if expires > 0 and not has_begun(record) then
+    redis.call('ZREM', Q .. 'e', id)
+    if expires <= now then return fail(id, record, pack_error('TaskExpired', 'Task has expired')) end
+  end
+  local changed = string.char(PROCESSING) .. string.sub(record, 4, 10)
+    .. struct.pack('<I4', read('I4', record, 11) + 1) .. nonce .. struct.pack('<I6', now)
+  redis.call('SETRANGE', Q .. 't:' .. id, 2, changed)
+  claimed[#claimed + 1] = id
+  claimed[#claimed + 1] = string.sub(record, 1, 2) .. changed .. string.sub(record, 29)
+  local expiry = now + read('I4', record, 77)
+  leases[#leases + 1] = expiry
+  leases[#leases + 1] = id
+  wake_orchestrator(expiry)
+  bytes = bytes + #record
+end
+
+-- Takes up to `want` from one list; nil when the reply is full.
+local function claim_list(key, want)
+  local taken = 0
+  local ids = redis.call('LRANGE', key, 0, want - 1)
+  local used = 0
+  for _, id in ipairs(ids) do
+    local record, reason = load(id)
+    if record and state_of(record) == QUEUED then
+      if bytes > 0 and bytes + #record > CLAIM_BYTES then break end
+      lease(id, record)
+      taken = taken + 1
+    else
+      drop(id, reason)
+    end
+    used = used + 1
+  end
+  if used > 0 then redis.call('LPOP', key, used) end
+  return taken, used
+end
+
+-- True when the lane still has work.
+local function claim_lane(lane, want)
+  local scanned = 0
+  for priority = 9, 0, -1 do
+    local key = Q .. lane .. ':' .. priority
+    while true do
+      if want <= 0 or scanned >= SCAN or bytes >= CLAIM_BYTES then
+        if redis.call('LLEN', key) > 0 then return true end
+        break
+      end
+      local taken, used = claim_list(key, math.min(want, 100))
+      want, scanned = want - taken, scanned + used
+      if used == 0 then
+        if redis.call('LLEN', key) > 0 then return true end
+        break
+      end
+    end
+  end
+  return false
+end
+
+local LAST = Q .. 'c:' .. ARGV[1]
+
+-- The answer of an earlier call with this number whose reply was lost; what moved on since is left out.
+local function repeated()
+  local last = redis.call('GET', LAST)
+  if not last or read('I6', last, 1) ~= call then return nil end
+  for _, id in ipairs(cmsgpack.unpack(string.sub(last, 7))) do
+    local record = load(id)
+    if record and state_of(record) == PROCESSING and string.sub(record, 15, 22) == nonce then
+      claimed[#claimed + 1] = id
+      claimed[#claimed + 1] = record
+    end
+  end
+  return true
+end
+
+local function remember_claim()
+  local ids = {}
+  for i = 1, #claimed, 2 do ids[#ids + 1] = claimed[i] end
+  redis.call('SET', LAST, struct.pack('<I6', call) .. cmsgpack.pack(ids), 'PX', 120000)
+end
+
+local function claim(sync, async)
+  if promote(20) + reap(20) + expire(20) > 0 then wake_orchestrator(now) end
+  local left = ''
+  for _, ask in ipairs({ { 'r', sync }, { 'a', async } }) do
+    local lane, want = ask[1], ask[2]
+    if want > 0 and claim_lane(lane, want) then
+      left = left .. lane
+      touched[lane] = true
+    end
+  end
+  if #leases > 0 then
+    redis.call('ZADD', Q .. 'l', unpack(leases))
+    remember_claim()
+  end
+  return left
+end
+
+remember_time()
+local verdicts = settle_all()
+local left = ''
+local sync, async = tonumber(ARGV[3]), tonumber(ARGV[4])
+if sync + async > 0 and not repeated() then left = claim(sync, async) end
+wake_workers()
+return { now, verdicts, claimed, left }

@@ -1,0 +1,36 @@
+#!lua flags=allow-oom
+-- Releases parked tasks whose names a worker knows.
+--
+-- USES      record clock ready finish rerun
+-- KEYS
+--   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
+--   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves
+-- ARGV
+--   ARGV[1]  number  how many parked tasks to pass over: start at 0, go on with what is returned
+--   ARGV[2]  names   one argument a task name from here on
+-- RETURNS
+--   where to go on, or -1 when all were looked at
+-- KEEPS
+--   1 one place per id, 5 bounded (100 ids), 9 unusable records set aside
+
+local known = {}
+for i = 2, #ARGV do known[ARGV[i]] = true end
+
+local start = tonumber(ARGV[1])
+local ids = redis.call('ZRANGE', Q .. 'parked', start, start + 99)
+local kept = 0
+for _, id in ipairs(ids) do
+  local record, reason = load(id)
+  if not record then
+    redis.call('ZREM', Q .. 'parked', id)
+    set_aside(id, reason)
+  elseif known[name_of(record)] then
+    redis.call('ZREM', Q .. 'parked', id)
+    redis.call('HDEL', Q .. 'x:' .. id, 'u')
+    queue_again(id, record, push_tail)
+  else
+    kept = kept + 1
+  end
+end
+wake_workers()
+return #ids == 100 and start + kept or -1

@@ -1,0 +1,39 @@
+#!lua flags=allow-oom
+-- Registers a process to be told when tasks end; those that have ended are answered at once.
+--
+-- USES      record clock finish
+-- KEYS
+--   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
+--   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves
+-- ARGV
+--   ARGV[1]  string  name of the process, whose channel is Q:d:<name>
+--   ARGV[2]  ids     one argument a task from here on
+-- RETURNS
+--   for each id 1 (will be told), {record, extras} (has ended), or false (no such task)
+-- KEEPS
+--   5 bounded (at most 100 ids), 7 repeatable, 8 works when memory is full
+
+local function register(id, record)
+  local extra = Q .. 'x:' .. id
+  local waiters = redis.call('HGET', extra, 'w')
+  if not waiters then
+    redis.call('HSET', extra, 'w', ARGV[1])
+  elseif not string.find(',' .. waiters .. ',', ',' .. ARGV[1] .. ',', 1, true) then
+    redis.call('HSET', extra, 'w', waiters .. ',' .. ARGV[1])
+  end
+  redis.call('SETRANGE', Q .. 't:' .. id, 3, string.char(bit.bor(string.byte(record, 4), WAITED)))
+end
+
+local reply = {}
+for i = 2, #ARGV do
+  local record = load(ARGV[i])
+  if not record then
+    reply[#reply + 1] = false
+  elseif ENDED_SETS[state_of(record)] then
+    reply[#reply + 1] = { record, redis.call('HGETALL', Q .. 'x:' .. ARGV[i]) }
+  else
+    register(ARGV[i], record)
+    reply[#reply + 1] = 1
+  end
+end
+return reply

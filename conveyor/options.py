@@ -1,0 +1,247 @@
+"""What can be said about a task and about one call of it, checked and in the record's own units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+
+from conveyor.backoff import Backoff
+from conveyor.broker.keys import check_id, check_name
+from conveyor.errors import ConfigurationError
+from conveyor.moments import Duration, moment_to_ms, to_ms
+from conveyor.records import FOREVER, UNLIMITED, Flag, Limits, Options
+from conveyor.settings import check_setting
+from conveyor.spelling import nearest
+
+if TYPE_CHECKING:
+    from datetime import tzinfo
+
+    from conveyor.records import TaskRecord
+    from conveyor.settings import Settings
+
+OnExisting: TypeAlias = Literal["return", "error", "replace_ended"]
+Moment: TypeAlias = "datetime | float"
+
+
+class RunOptions(TypedDict, total=False):
+    """Options that a task has and that a call may change; see the guide for each."""
+
+    queue: str
+    retry_limit: float | None
+    error_retry_limit: float | None
+    stall_retry_limit: float | None
+    execution_timeout: Duration | None
+    stall_timeout: Duration
+    acknowledgement_interval: Duration | None
+    expires: Duration | datetime | None
+    priority: int
+    remove_on_success: bool
+    remove_on_failed: bool
+    retain_success: Duration
+    retain_failed: Duration
+    headers: Mapping[str, str]
+
+
+class CallOptions(RunOptions, total=False):
+    """Options of one call: `task.options(...)`."""
+
+    id: str
+    on_existing: OnExisting
+    backoff: Backoff | str
+
+
+class TaskOptions(RunOptions, total=False):
+    """Options of a task: `@app.task(...)`."""
+
+    name: str
+    backoff: Backoff | str | Callable[[TaskRecord, BaseException], float]
+    retry_on: type[BaseException] | Sequence[type[BaseException]]
+    no_retry_on: type[BaseException] | Sequence[type[BaseException]]
+
+
+_TASK_ONLY = frozenset({"name", "retry_on", "no_retry_on", "bind"})
+_CALL_ONLY = frozenset({"id", "on_existing"})
+_SETTINGS = frozenset(RunOptions.__annotations__) - {"queue", "expires", "headers"} | {
+    "backoff"
+}
+TASK_OPTIONS = frozenset(RunOptions.__annotations__) | {"backoff"} | _TASK_ONLY
+CALL_OPTIONS = frozenset(RunOptions.__annotations__) | {"backoff"} | _CALL_ONLY
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A task's options, or one call's, ready to be packed.
+
+    Attributes:
+        queue: Where it goes.
+        limits: The part that the scripts read.
+        options: The part that the child reads.
+        expires: ARGV of enqueue.lua: "", "+ms" or POSIX ms.
+        id: A custom id, or None.
+        on_existing: What to do when that id exists.
+    """
+
+    queue: str
+    limits: Limits
+    options: Options
+    expires: str
+    id: str | None = None
+    on_existing: OnExisting = "return"
+
+
+def make_plan(
+    given: Mapping[str, Any],
+    settings: Settings,
+    *,
+    queue: str,
+    is_async: bool,
+    timezone: tzinfo | None,
+) -> Plan:
+    """Turns options into a plan; what is not given is the app's setting.
+
+    Raises:
+        ConfigurationError: A value is not allowed.
+    """
+    chosen = {name: getattr(settings, name) for name in _SETTINGS}
+    chosen.update(_checked(given))
+    options = Options(
+        chosen["backoff"], _finite(chosen["execution_timeout"]), _headers(given)
+    )
+    custom_id = given.get("id")
+    return Plan(
+        queue=check_name(given.get("queue", queue), "queue"),
+        limits=_limits(chosen, is_async),
+        options=options,
+        expires=_expires(given.get("expires", settings.expires), timezone),
+        id=None if custom_id is None else check_id(custom_id),
+        on_existing=_on_existing(given.get("on_existing", "return")),
+    )
+
+
+def refuse_unknown(given: Mapping[str, Any], known: frozenset[str], what: str) -> None:
+    """Raises ConfigurationError for the first option that does not exist, naming the nearest."""
+    for name in given:
+        if name not in known:
+            raise ConfigurationError(
+                f"{what} has no option {name!r}: did you mean {nearest(name, known)!r}?"
+            )
+
+
+def due_text(
+    at: Moment | None, after: Duration | None, timezone: tzinfo | None, task: str
+) -> str:
+    """When a call is due, as ARGV of enqueue.lua.
+
+    Raises:
+        ConfigurationError: Neither or both are given, or one is not valid.
+    """
+    if (at is None) == (after is None):
+        raise ConfigurationError(f"{task}: give schedule() either at= or after=")
+    if at is not None:
+        return str(moment_to_ms(at, timezone, "at"))
+    assert after is not None
+    delay = to_ms(after, "after")
+    if delay is None:
+        raise ConfigurationError(f"{task}: after cannot be unlimited")
+    return f"+{delay}"
+
+
+def with_id(plan: Plan, task_id: str) -> Plan:
+    """The same plan for a task of this id."""
+    return replace(plan, id=task_id)
+
+
+def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    checked: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in _SETTINGS:
+            continue
+        if name == "backoff" and callable(value):
+            checked[name] = None
+        else:
+            checked[name] = check_setting(name, value, "option")
+    return checked
+
+
+def _limits(chosen: Mapping[str, Any], is_async: bool) -> Limits:
+    common = chosen["retry_limit"]
+    stall_ms = _ms(chosen["stall_timeout"], UNLIMITED)
+    interval = chosen["acknowledgement_interval"]
+    flags = (
+        Flag.REMOVE_ON_SUCCESS * bool(chosen["remove_on_success"])
+        + Flag.REMOVE_ON_FAILED * bool(chosen["remove_on_failed"])
+        + Flag.ASYNC * is_async
+    )
+    return Limits(
+        priority=chosen["priority"],
+        flags=flags,
+        retry_limit=_count(math.inf if common is None else common),
+        error_retry_limit=_count(_first(chosen["error_retry_limit"], common, 0)),
+        stall_retry_limit=_count(_first(chosen["stall_retry_limit"], common, 3)),
+        stall_ms=max(stall_ms, 1),
+        acknowledgement_ms=max(
+            stall_ms // 3 if interval is None else _ms(interval, UNLIMITED), 1
+        ),
+        retain_success_ms=_ms(chosen["retain_success"], FOREVER),
+        retain_failed_ms=_ms(chosen["retain_failed"], FOREVER),
+    )
+
+
+def _first(*values: float | None) -> float:
+    return next(value for value in values if value is not None)
+
+
+def _count(limit: float) -> int:
+    return UNLIMITED if limit >= UNLIMITED else int(limit)
+
+
+def _ms(seconds: float, most: int) -> int:
+    return (
+        most
+        if seconds == math.inf
+        else min(max(round(seconds * 1000), seconds > 0), most)
+    )
+
+
+def _finite(seconds: float) -> float | None:
+    return None if seconds == math.inf else seconds
+
+
+def _expires(value: Any, timezone: tzinfo | None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return str(moment_to_ms(value, timezone, "expires"))
+    if not isinstance(value, timedelta | int | float):
+        raise ConfigurationError(
+            f"expires cannot be {value!r} (option): use seconds, a timedelta or an aware datetime"
+        )
+    delay = to_ms(value, "expires")
+    return "" if delay is None else f"+{delay}"
+
+
+def _on_existing(value: Any) -> OnExisting:
+    if value not in ("return", "error", "replace_ended"):
+        raise ConfigurationError(
+            f"on_existing cannot be {value!r} (option): use 'return', 'error' or 'replace_ended'"
+        )
+    return value
+
+
+def _headers(given: Mapping[str, Any]) -> dict[str, str] | None:
+    headers = given.get("headers")
+    if headers is None:
+        return None
+    if not isinstance(headers, Mapping):
+        raise ConfigurationError(
+            f"headers cannot be {headers!r} (option): use a dict of str to str"
+        )
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise ConfigurationError(
+                f"headers cannot have {name!r}: {value!r} (option): both must be str"
+            )
+    return dict(headers)

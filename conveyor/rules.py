@@ -1,0 +1,123 @@
+"""What the value of a setting or an option may be: in words, as a check, and read from a text.
+
+A rule raises a bare ``TypeError`` or ``ValueError``: whoever applies it knows the name and the
+origin of the value, and says them together with the words.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from conveyor.moments import to_ms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: A whole number, or ``math.inf`` for unlimited.
+Limit: TypeAlias = int | float
+
+#: The largest count: it fits the 32 bits, one a sign, that records have for it.
+LARGEST_COUNT: Final = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a value may be.
+
+    Attributes:
+        allowed: The words; they end the sentence "use …".
+        check: Returns the value as it is kept, or raises a ``TypeError`` or ``ValueError``.
+        read: Turns a text, such as an environment variable's, into what ``check`` takes; raises
+            a ``ValueError``.
+    """
+
+    allowed: str
+    check: Callable[[Any], Any]
+    read: Callable[[str], Any] = str
+
+
+def whole(least: int, most: int = LARGEST_COUNT, *, unlimited: bool = False) -> Rule:
+    """A whole number; with ``unlimited`` also ``math.inf``."""
+
+    def check(value: object) -> Limit:
+        if unlimited and value == math.inf:
+            return math.inf
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(value)
+        return value
+
+    allowed = f"a whole number from {least} to {most:,}"
+    return Rule(allowed + ", or math.inf" * unlimited, check, _read_whole)
+
+
+def duration(*, zero: bool) -> Rule:
+    """A duration, kept as seconds or ``math.inf``; ``zero`` tells whether it may be 0."""
+
+    def check(value: Any) -> float:
+        ms = to_ms(value, "it")
+        if ms == 0 and not zero:
+            raise ValueError(value)
+        return math.inf if ms is None else ms / 1_000
+
+    least = "of 0 or more" if zero else "over 0"
+    return Rule(f"seconds {least} (a number or a timedelta), or math.inf", check, float)
+
+
+def choice(*choices: str) -> Rule:
+    """One of a few words, in upper or lower case."""
+
+    def check(value: object) -> str:
+        for word in choices:
+            if isinstance(value, str) and value.lower() == word.lower():
+                return word
+        raise ValueError(value)
+
+    return Rule(f"{', '.join(choices[:-1])} or {choices[-1]}", check)
+
+
+def flag() -> Rule:
+    """True or False."""
+    return Rule("true or false", _check_flag, _read_flag)
+
+
+def size() -> Rule:
+    """Bytes, also as ``"200M"`` (K, M and G are powers of 1,024), or ``math.inf``."""
+    return Rule('bytes (209715200 or "200M"), or math.inf', _check_size, _read_size)
+
+
+def _read_whole(text: str) -> Limit:
+    return math.inf if text.lower() == "inf" else int(text)
+
+
+def _check_flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(value)
+    return value
+
+
+def _read_flag(text: str) -> bool:
+    if text.lower() in ("true", "1"):
+        return True
+    if text.lower() in ("false", "0"):
+        return False
+    raise ValueError(text)
+
+
+def _check_size(value: object) -> Limit:
+    if isinstance(value, str):
+        value = _read_size(value)
+    if value == math.inf:
+        return math.inf
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(value)
+    return value
+
+
+def _read_size(text: str) -> Limit:
+    parts = re.fullmatch(r"(\d+)\s*([KMG]?)(iB|B)?", text.strip(), re.IGNORECASE)
+    if parts is None:
+        return _read_whole(text)
+    return int(parts[1]) << 10 * " KMG".index(parts[2].upper() or " ")

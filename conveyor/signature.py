@@ -1,0 +1,96 @@
+"""A task's signature: which calls fit it, and the names of its arguments."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from conveyor.codec import types_in
+from conveyor.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_RESERVED = ("at", "after")
+
+
+class Signature:
+    """What arguments a task takes.
+
+    Args:
+        function: The task's function.
+        name: The task's name, for errors.
+        bind: Whether the first parameter is the `Context`, which callers do not pass.
+
+    Raises:
+        ConfigurationError: A parameter is named `at` or `after`, which `schedule` needs.
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str, *, bind: bool) -> None:
+        self._name = name
+        signature = inspect.signature(function)
+        parameters = list(signature.parameters.values())
+        if bind:
+            if not parameters or parameters[0].kind not in _POSITIONAL:
+                raise ConfigurationError(f"task {name}: bind=True needs a first parameter for the Context")
+            parameters = parameters[1:]
+        for parameter in parameters:
+            if parameter.name in _RESERVED:
+                raise ConfigurationError(
+                    f"task {name} has a parameter named {parameter.name!r}, "
+                    "which schedule() needs: give it another name"
+                )
+        self._signature = signature.replace(parameters=parameters)
+        positional = [p for p in parameters if p.kind in _POSITIONAL]
+        self.names = tuple(p.name for p in positional)
+        self._fewest = sum(p.default is p.empty for p in positional)
+        self._most = len(positional)
+        self._simple = all(
+            p.kind in _POSITIONAL or p.default is not p.empty or p.kind is p.VAR_KEYWORD
+            for p in parameters
+            if p.kind is not p.VAR_POSITIONAL
+        )
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments in one canonical form: whatever can be positional is.
+
+        Raises:
+            TypeError: They do not fit; the text names the task.
+        """
+        if not kwargs and self._simple and self._fewest <= len(args) <= self._most:
+            return args, kwargs
+        try:
+            bound = self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self._name}{self._signature}: {error}") from None
+        return bound.args, bound.kwargs
+
+
+def annotated_types(function: Callable[..., Any]) -> set[type]:
+    """The dataclasses and enums that a function's annotations name.
+
+    An annotation that cannot be resolved (a name imported for type checkers only) names none.
+    """
+    found: set[type] = set()
+    for annotation in _hints(function).values():
+        found |= types_in(annotation)
+    return found
+
+
+def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
+    try:
+        return inspect.get_annotations(function, eval_str=True)
+    except (NameError, AttributeError, TypeError, SyntaxError):
+        return _hints_one_by_one(function)
+
+
+def _hints_one_by_one(function: Callable[..., Any]) -> Mapping[str, Any]:
+    hints: dict[str, Any] = {}
+    for name, annotation in inspect.get_annotations(function).items():
+        probe = type("probe", (), {"__annotations__": {name: annotation}, "__module__": function.__module__})
+        try:
+            hints.update(inspect.get_annotations(probe, eval_str=True))
+        except (NameError, AttributeError, TypeError, SyntaxError):
+            continue
+    return hints
