@@ -7,10 +7,20 @@ import os
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Literal,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeVar,
+    overload,
+)
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from typing_extensions import Self, Unpack
+from typing_extensions import Unpack
 
 from conveyor.broker.connect import Server
 from conveyor.broker.keys import check_name
@@ -95,7 +105,9 @@ class Conveyor:
         self.queue = check_name(queue, "queue")
         self.module = _calling_module()
         self.settings, self.origins = resolve_settings(
-            settings, environ=os.environ, directory=self.module.parent if self.module else Path.cwd()
+            settings,
+            environ=os.environ,
+            directory=self.module.parent if self.module else Path.cwd(),
         )
         self.tasks: dict[str, BaseTask[..., Any]] = {}
         self._broker = broker
@@ -119,7 +131,9 @@ class Conveyor:
     @overload
     def task(self, /, *, bind: Literal[True], **options: Unpack[TaskOptions]) -> BoundDecorator: ...
     @overload
-    def task(self, /, *, bind: Literal[False] = False, **options: Unpack[TaskOptions]) -> Decorator: ...
+    def task(
+        self, /, *, bind: Literal[False] = False, **options: Unpack[TaskOptions]
+    ) -> Decorator: ...
     def task(
         self, function: Callable[..., Any] | None = None, /, *, bind: bool = False, **options: Any
     ) -> Any:
@@ -140,7 +154,9 @@ class Conveyor:
             task_id: The task's id.
             queue: The queue it was sent to; None is the app's.
         """
-        return TaskResult(self.client, check_name(queue or self.queue, "queue"), task_id, created=False)
+        return TaskResult(
+            self.client, check_name(queue or self.queue, "queue"), task_id, created=False
+        )
 
     def map(self, calls: Iterable[Call[R]]) -> list[TaskResult[R]]:
         """Sends many calls, of any tasks, in bounded batches, each atomic; see `Task.map`."""
@@ -167,7 +183,10 @@ class Conveyor:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Closes."""
         self.close()
@@ -177,7 +196,10 @@ class Conveyor:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Closes."""
         await self.aclose()
@@ -188,14 +210,22 @@ class Conveyor:
             broker = os.environ.get("CONVEYOR_BROKER") or "embedded://"
         return Server(broker, module=self.module)
 
-    def _declare(self, function: Callable[..., Any], bind: bool, options: Mapping[str, Any]) -> BaseTask[..., Any]:
+    def _declare(
+        self, function: Callable[..., Any], bind: bool, options: Mapping[str, Any]
+    ) -> BaseTask[..., Any]:
         if not callable(function) or inspect.isclass(function):
             raise ConfigurationError(f"{function!r} cannot be a task: decorate a function")
         name = options.get("name") or f"{_module_name(function)}.{function.__qualname__}"
         refuse_unknown(options, TASK_OPTIONS, f"task {name}")
         is_async = inspect.iscoroutinefunction(function)
         definition = Definition(
-            name, function, Signature(function, name, bind=bind), bind, is_async, dict(options), self.queue
+            name,
+            function,
+            Signature(function, name, bind=bind),
+            bind,
+            is_async,
+            dict(options),
+            self.queue,
         )
         task = (AsyncTask if is_async else Task)(self.client, definition)
         task.plan()

@@ -94,9 +94,7 @@ class Client:
 
     async def atask(self, queue: str, task_id: str) -> TaskRecord | None:
         """Reads a task."""
-        (found,) = await self.abroker.run(
-            commands.read(self.broker.keys(queue), [task_id])
-        )
+        (found,) = await self.abroker.run(commands.read(self.broker.keys(queue), [task_id]))
         return None if found is None else self.decode(queue, task_id, found)
 
     def close(self) -> None:

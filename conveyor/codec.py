@@ -20,6 +20,10 @@ name in a payload is only looked up among the registered types, never imported; 
 becomes an `Opaque`, which encodes to what it was decoded from.
 """
 
+# Its values are of any type, and msgpack has no types.
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import sys
@@ -42,6 +46,9 @@ from conveyor.errors import ConfigurationError, ConveyorError, SerializationErro
 
 #: The msgpack extension code of a mark.
 _MARK = 1
+
+#: The other extensions that there may be; -1 is a timestamp.
+_FOREIGN = {f"ext:{code}": code for code in range(-128, 128) if code not in (_MARK, -1)}
 
 #: Most containers inside one another; each is at most two of msgpack's, whose least limit is 511.
 _DEPTH = 200
@@ -78,7 +85,7 @@ class Codec:
     A dataclass is built without running its code (`__new__`, `__init__`, `__post_init__`,
     `__setattr__`): its fields, those with `init=False` too, are set to what they held. What is not
     a field does not travel. Python itself calls `__hash__` and `__eq__` of what is in a set or a
-    dict's key, the setter of a field that is a property, and `_missing_` of a Flag.
+    dict's key, the setter of a field that is a property, and a Flag's `_missing_`.
 
     Args:
         types: Dataclasses and Enums that may travel besides the builtin types.
@@ -94,7 +101,7 @@ class Codec:
 
     def __init__(self, types: Iterable[type] = ()) -> None:
         self._by_type = {form.kind: form for form in _BUILTIN}
-        self._by_name = {form.mark.data: form for form in _BUILTIN}
+        self._by_name = {form.name: form for form in _BUILTIN}
         self.register(*types)
 
     def register(self, *types: type) -> None:
@@ -109,15 +116,14 @@ class Codec:
         for kind in types:
             if not _may_travel(kind):
                 raise ConfigurationError(
-                    f"{_title(kind)} cannot be registered, only dataclasses and Enums can: "
-                    "make it one, or take it out of types="
+                    f"{kind!r} is neither a dataclass nor an Enum; take it out of types="
                 )
             for found in types_in(kind):
                 if found in self._by_type or not _is_buildable(found):
                     continue
                 form = _enum_form(found) if issubclass(found, Enum) else _dataclass_form(found)
-                former = self._by_name.get(form.mark.data)
-                self._by_name[form.mark.data] = self._by_type[found] = form
+                former = self._by_name.get(form.name)
+                self._by_name[form.name] = self._by_type[found] = form
                 if former:
                     del self._by_type[former.kind]
 
@@ -143,10 +149,15 @@ class Codec:
             SerializationError: The bytes are malformed, or a registered type has changed since.
         """
         reader = _Reader(self._by_name)
-        hooks = {"ext_hook": reader.read_ext, "list_hook": reader.read_list}
         try:
             # The lengths it may declare are bounded by its own, which is msgpack's default.
-            value = unpackb(data, strict_map_key=False, timestamp=3, **hooks)
+            value = unpackb(
+                data,
+                ext_hook=reader.read_ext,
+                list_hook=reader.read_list,
+                strict_map_key=False,
+                timestamp=3,
+            )
         except ConveyorError:
             raise
         except Exception as error:
@@ -209,7 +220,9 @@ class Codec:
         if not room:
             raise _Refused(_TOO_DEEP)
         if kind is list:
-            return self._lower_list(value, room - 1)
+            if _PLAIN.issuperset(map(type, value)):
+                return value
+            return [self._lower(item, room - 1) for item in value]
         if kind is dict:
             return self._lower_dict(value, room - 1)
         if kind is Opaque:
@@ -222,25 +235,20 @@ class Codec:
             simpler = sorted(simpler, key=_pack)  # equal sets give equal bytes
         return form.mark, simpler
 
-    def _lower_list(self, value: list[Any], room: int) -> Any:
-        if _PLAIN.issuperset(map(type, value)):
-            return value
-        return [self._lower(item, room) for item in value]
-
     def _lower_dict(self, value: dict[Any, Any], room: int) -> Any:
         if not _PLAIN.issuperset(map(type, value)):
             # Lowered, its keys may not be hashable.
-            return _DICT.mark, self._lower_list(_DICT.simplify(value), room)
+            return _DICT.mark, [self._lower(item, room) for item in _DICT.simplify(value)]
         if _PLAIN.issuperset(map(type, value.values())):
             return value
         return {key: self._lower(item, room) for key, item in value.items()}
 
     def _lower_opaque(self, value: Opaque, room: int) -> Any:
-        if value.type.startswith("ext:") and type(value.value) is bytes:
+        if value.type in _FOREIGN and type(value.value) is bytes:
             # By _make, as the constructor refuses codes that msgpack reserves.
-            return ExtType._make((int(value.type[4:]), value.value))
+            return ExtType._make((_FOREIGN[value.type], value.value))
         form = _opaque_form(value.type)
-        if form.mark in _BUILTIN_MARKS:
+        if form.name in _BUILTIN_NAMES:
             raise _Refused(f"Opaque of the builtin type {value.type!r}; send the value itself")
         return form.mark, self._lower(value.value, room)
 
@@ -291,28 +299,17 @@ def types_in(annotation: object) -> set[type]:
 
 def _field_types(kind: Any) -> Iterator[Any]:
     """Yield the annotations of a dataclass's fields."""
-    for field in fields(kind) if is_dataclass(kind) else ():
-        # Text means something in the module of the class that declares the field.
-        declared = [
-            base
-            for base in kind.__mro__
-            if vars(base).get("__dataclass_fields__", {}).get(field.name) is field
-        ]
-        owner = declared[-1]
-        module = sys.modules.get(owner.__module__)
-        annotation = SimpleNamespace(__annotations__={field.name: field.type})
-        # As in a class's own body the module's names come second, but `date: date | None = None`
-        # would hide its type.
+    for field in () if issubclass(kind, Enum) else fields(kind):
+        # Text means something in the module of the class that declares the field. Its own names
+        # come after the module's: `date: date | None = None` would hide its type.
+        owner = next(b for b in kind.__mro__[::-1] if _may_travel(b) and field in fields(b))
+        names = {**vars(owner), owner.__name__: owner}
+        module = getattr(sys.modules.get(owner.__module__), "__dict__", {})
+        probe = SimpleNamespace(__annotations__={field.name: field.type})
         try:
-            hints = typing.get_type_hints(
-                annotation,
-                {**vars(owner), owner.__name__: owner},
-                vars(module) if module else {},
-                include_extras=True,
-            )
+            yield from typing.get_type_hints(probe, names, module, include_extras=True).values()
         except (AttributeError, NameError, SyntaxError, TypeError):
             continue  # `encode` will refuse such a value and say what to do
-        yield from hints.values()
 
 
 def _may_travel(kind: object) -> bool:
@@ -338,9 +335,7 @@ def _name(kind: type) -> str:
     return f"{module}:{kind.__qualname__}"
 
 
-def _title(kind: Any) -> str:
-    if not isinstance(kind, type):
-        return repr(kind)
+def _title(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
 
 
@@ -379,7 +374,8 @@ def _hashable(value: Any) -> Hashable:
 def _pack(lowered: Any) -> bytes:
     # One Packer serves one call at a time, while threads, signal handlers and finalizers may all
     # enqueue. A new one costs 50 ns.
-    return bytes(Packer(default=lambda x: (_INT.mark, _INT.simplify(x))).pack(lowered))
+    packed: bytes = Packer(default=_lower_int).pack(lowered)
+    return packed
 
 
 @dataclass(slots=True)
@@ -410,13 +406,15 @@ class _Form:
     """How values of one type travel: `simplify` takes them apart and `build` puts them together."""
 
     kind: type
-    mark: ExtType
+    name: bytes
+    mark: Any
     simplify: _Step
     build: _Step
 
 
 def _form(kind: type, name: str, simplify: _Step, build: _Step) -> _Form:
-    return _Form(kind, ExtType(_MARK, name.encode()), simplify, build)
+    encoded = name.encode()
+    return _Form(kind, encoded, ExtType(_MARK, encoded), simplify, build)
 
 
 def _opaque_form(name: str) -> _Form:
@@ -429,11 +427,11 @@ def _dataclass_form(kind: Any) -> _Form:
     def simplify(value: Any) -> dict[str, Any]:
         return {name: getattr(value, name) for name in names}
 
-    def build(values: dict[str, Any]) -> Any:
-        if values.keys() != set(names):
+    def build(simple: dict[str, Any]) -> Any:
+        if simple.keys() != set(names):
             raise _changed(kind, "other fields")
         built = object.__new__(kind)
-        for name, value in values.items():
+        for name, value in simple.items():
             object.__setattr__(built, name, value)
         return built
 
@@ -445,14 +443,18 @@ def _enum_form(kind: Any) -> _Form:
     is_flag = issubclass(kind, Flag)
 
     def simplify(member: Any) -> Any:
-        return member.value if is_flag else member.name
+        if is_flag:
+            return member._value_
+        if kind.__members__.get(member._name_) is not member:
+            raise _Refused(f"{_title(kind)} does not list this member; send its value")
+        return member._name_
 
     def build(simple: Any) -> Any:
         try:
             member = kind(simple) if is_flag else kind.__members__[simple]
         except (KeyError, ValueError):
             raise _changed(kind, "other members") from None
-        if type(member) is not kind or simplify(member) != simple:
+        if is_flag and (type(member) is not kind or member._value_ != simple):
             raise _changed(kind, "other members")
         return member
 
@@ -514,6 +516,10 @@ def _simplify_int(value: int) -> bytes:
     return value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)
 
 
+def _lower_int(value: int) -> Any:
+    return _INT.mark, _INT.simplify(value)
+
+
 _INT = _form(int, "int", _simplify_int, partial(int.from_bytes, byteorder="big", signed=True))
 _DICT = _form(dict, "dict", lambda d: [x for pair in d.items() for x in pair], _build_dict)
 _BUILTIN = (
@@ -522,7 +528,7 @@ _BUILTIN = (
     _form(tuple, "tuple", list, tuple),
     _form(set, "set", list, set),
     _form(frozenset, "frozenset", list, frozenset),
-    _form(complex, "complex", lambda c: [c.real, c.imag], lambda c: complex(*c)),
+    _form(complex, "complex", lambda c: [c.real, c.imag], lambda terms: complex(*terms)),
     _form(Decimal, "decimal", str, Decimal),
     _form(UUID, "uuid", lambda u: u.bytes, lambda u: UUID(bytes=u)),
     _form(date, "date", date.isoformat, date.fromisoformat),
@@ -538,4 +544,4 @@ _BUILTIN = (
     _form(PurePosixPath, "pureposixpath", _simplify_path, PurePosixPath),
     _form(PureWindowsPath, "purewindowspath", _simplify_path, PureWindowsPath),
 )
-_BUILTIN_MARKS = frozenset(form.mark for form in _BUILTIN)
+_BUILTIN_NAMES = frozenset(form.name for form in _BUILTIN)

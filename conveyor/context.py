@@ -101,7 +101,9 @@ def current_task() -> Context:
     try:
         return _current.get()
     except LookupError:
-        raise ConveyorError("no task is running here: current_task() works inside a task's run") from None
+        raise ConveyorError(
+            "no task is running here: current_task() works inside a task's run"
+        ) from None
 
 
 def enter(context: Context) -> contextvars.Token[Context]:

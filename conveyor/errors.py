@@ -1,24 +1,24 @@
 """Every error Conveyor raises, in one tree.
 
-    ConveyorError
-    ├── ConfigurationError      an app, task, option or ``-A`` that cannot work (also a ValueError)
-    ├── BrokerUnavailable       the server cannot be reached, or is not one we can use
-    ├── SerializationError      a value that cannot be encoded, or a payload that cannot be decoded
-    │   └── PayloadTooLarge     an encoded call or result over ``max_payload``
-    ├── QueueFull               the server is out of memory and takes no new work
-    ├── IdConflict              a custom id that already belongs to another task
-    ├── PartialEnqueue          ``map`` stopped half-way; carries what was and what was not sent
-    ├── TaskNotFound            no record with that id (never existed, removed, or retention passed)
-    ├── TaskFailed              raised by ``wait``: the task ended as failed
-    ├── TaskCancelled           raised by ``wait``: the task ended as cancelled; also raised in a cancelled run
-    ├── WaitTimeout             raised by ``wait``: it has not ended yet (also a TimeoutError)
-    ├── Retry                   raised by ``Context.retry`` to end this run and try again
-    └── why a run ended, as the record names it (a worker stores these as text, see ``TaskRecord.error``)
-        ├── TaskTimeout         the run took longer than ``execution_timeout`` (also raised in the run)
-        ├── TaskStalled         the worker or child running it died or went silent
-        ├── TaskInterrupted     a shutdown ended an at-most-once run
-        ├── TaskExpired         it had not begun by ``expires``
-        └── UnknownTask         no worker knew its name for ``unknown_task_grace``
+ConveyorError
+├── ConfigurationError      an app, task, option or ``-A`` that cannot work (also a ValueError)
+├── BrokerUnavailable       the server cannot be reached, or is not one we can use
+├── SerializationError      a value that cannot be encoded, or a payload that cannot be decoded
+│   └── PayloadTooLarge     an encoded call or result over ``max_payload``
+├── QueueFull               the server is out of memory and takes no new work
+├── IdConflict              a custom id that already belongs to another task
+├── PartialEnqueue          ``map`` stopped half-way; carries what was and what was not sent
+├── TaskNotFound            no record with that id (never existed, removed, or retention passed)
+├── TaskFailed              raised by ``wait``: the task ended as failed
+├── TaskCancelled           raised by ``wait``: the task ended as cancelled; also raised in a cancelled run
+├── WaitTimeout             raised by ``wait``: it has not ended yet (also a TimeoutError)
+├── Retry                   raised by ``Context.retry`` to end this run and try again
+└── why a run ended, as the record names it (a worker stores these as text, see ``TaskRecord.error``)
+    ├── TaskTimeout         the run took longer than ``execution_timeout`` (also raised in the run)
+    ├── TaskStalled         the worker or child running it died or went silent
+    ├── TaskInterrupted     a shutdown ended an at-most-once run
+    ├── TaskExpired         it had not begun by ``expires``
+    └── UnknownTask         no worker knew its name for ``unknown_task_grace``
 """
 
 from __future__ import annotations

@@ -64,9 +64,7 @@ class TaskOptions(RunOptions, total=False):
 
 _TASK_ONLY = frozenset({"name", "retry_on", "no_retry_on", "bind"})
 _CALL_ONLY = frozenset({"id", "on_existing"})
-_SETTINGS = frozenset(RunOptions.__annotations__) - {"queue", "expires", "headers"} | {
-    "backoff"
-}
+_SETTINGS = frozenset(RunOptions.__annotations__) - {"queue", "expires", "headers"} | {"backoff"}
 TASK_OPTIONS = frozenset(RunOptions.__annotations__) | {"backoff"} | _TASK_ONLY
 CALL_OPTIONS = frozenset(RunOptions.__annotations__) | {"backoff"} | _CALL_ONLY
 
@@ -107,9 +105,7 @@ def make_plan(
     """
     chosen = {name: getattr(settings, name) for name in _SETTINGS}
     chosen.update(_checked(given))
-    options = Options(
-        chosen["backoff"], _finite(chosen["execution_timeout"]), _headers(given)
-    )
+    options = Options(chosen["backoff"], _finite(chosen["execution_timeout"]), _headers(given))
     custom_id = given.get("id")
     return Plan(
         queue=check_name(given.get("queue", queue), "queue"),
@@ -130,9 +126,7 @@ def refuse_unknown(given: Mapping[str, Any], known: frozenset[str], what: str) -
             )
 
 
-def due_text(
-    at: Moment | None, after: Duration | None, timezone: tzinfo | None, task: str
-) -> str:
+def due_text(at: Moment | None, after: Duration | None, timezone: tzinfo | None, task: str) -> str:
     """When a call is due, as ARGV of enqueue.lua.
 
     Raises:
@@ -182,9 +176,7 @@ def _limits(chosen: Mapping[str, Any], is_async: bool) -> Limits:
         error_retry_limit=_count(_first(chosen["error_retry_limit"], common, 0)),
         stall_retry_limit=_count(_first(chosen["stall_retry_limit"], common, 3)),
         stall_ms=max(stall_ms, 1),
-        acknowledgement_ms=max(
-            stall_ms // 3 if interval is None else _ms(interval, UNLIMITED), 1
-        ),
+        acknowledgement_ms=max(stall_ms // 3 if interval is None else _ms(interval, UNLIMITED), 1),
         retain_success_ms=_ms(chosen["retain_success"], FOREVER),
         retain_failed_ms=_ms(chosen["retain_failed"], FOREVER),
     )
@@ -199,11 +191,7 @@ def _count(limit: float) -> int:
 
 
 def _ms(seconds: float, most: int) -> int:
-    return (
-        most
-        if seconds == math.inf
-        else min(max(round(seconds * 1000), seconds > 0), most)
-    )
+    return most if seconds == math.inf else min(max(round(seconds * 1000), seconds > 0), most)
 
 
 def _finite(seconds: float) -> float | None:

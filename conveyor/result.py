@@ -51,9 +51,7 @@ class TaskResult(Generic[R]):
 
     __slots__ = ("_client", "created", "id", "queue")
 
-    def __init__(
-        self, client: Client, queue: str, task_id: str, *, created: bool = True
-    ) -> None:
+    def __init__(self, client: Client, queue: str, task_id: str, *, created: bool = True) -> None:
         self._client = client
         self.queue = queue
         self.id = task_id
@@ -120,9 +118,7 @@ class TaskResult(Generic[R]):
             TaskNotFound: There is no such task (any more).
         """
         broker = self._client.broker
-        return self._cancelled(
-            broker.run(commands.cancel(broker.keys(self.queue), self.id))
-        )
+        return self._cancelled(broker.run(commands.cancel(broker.keys(self.queue), self.id)))
 
     async def astatus(self) -> TaskStatus:
         """The async twin of `status`."""
@@ -135,9 +131,7 @@ class TaskResult(Generic[R]):
     async def acancel(self) -> bool:
         """The async twin of `cancel`."""
         keys = self._client.broker.keys(self.queue)
-        return self._cancelled(
-            await self._client.abroker.run(commands.cancel(keys, self.id))
-        )
+        return self._cancelled(await self._client.abroker.run(commands.cancel(keys, self.id)))
 
     def _wait_for_end(self, timeout: float | None) -> Ended:
         deadline = time.monotonic() + (_NEVER if timeout is None else timeout)
@@ -146,9 +140,7 @@ class TaskResult(Generic[R]):
         try:
             if outcomes.subscribe(self.queue, max(deadline - time.monotonic(), 0)):
                 self._register()
-            return future.result(
-                None if timeout is None else max(deadline - time.monotonic(), 0)
-            )
+            return future.result(None if timeout is None else max(deadline - time.monotonic(), 0))
         except (FutureTimeout, FutureCancelled) as error:
             raise self._timed_out(timeout) from error
         finally:

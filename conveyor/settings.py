@@ -193,10 +193,11 @@ def read_pyproject(path: Path) -> Mapping[str, Any]:
         # Imported here because it takes longer than all else that creating an app does.
         import tomllib
 
-        tool = tomllib.loads(content.decode()).get("tool")
+        tool: Any = tomllib.loads(content.decode()).get("tool")
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"cannot read {path}: {error}; mend or remove it") from error
-    table = tool.get("conveyor", {}) if isinstance(tool, dict) else {}
+    mapping = cast("dict[str, Any]", tool) if isinstance(tool, dict) else {}
+    table: Any = mapping.get("conveyor", {})
     if not isinstance(table, dict):
         raise ConfigurationError(f"tool.conveyor in {path} must be a table, not {table!r}")
     return cast("dict[str, Any]", table)

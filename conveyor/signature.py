@@ -33,7 +33,9 @@ class Signature:
         parameters = list(signature.parameters.values())
         if bind:
             if not parameters or parameters[0].kind not in _POSITIONAL:
-                raise ConfigurationError(f"task {name}: bind=True needs a first parameter for the Context")
+                raise ConfigurationError(
+                    f"task {name}: bind=True needs a first parameter for the Context"
+                )
             parameters = parameters[1:]
         for parameter in parameters:
             if parameter.name in _RESERVED:
@@ -52,7 +54,9 @@ class Signature:
             if p.kind is not p.VAR_POSITIONAL
         )
 
-    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def bind(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments in one canonical form: whatever can be positional is.
 
         Raises:
@@ -88,7 +92,9 @@ def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
 def _hints_one_by_one(function: Callable[..., Any]) -> Mapping[str, Any]:
     hints: dict[str, Any] = {}
     for name, annotation in inspect.get_annotations(function).items():
-        probe = type("probe", (), {"__annotations__": {name: annotation}, "__module__": function.__module__})
+        probe = type(
+            "probe", (), {"__annotations__": {name: annotation}, "__module__": function.__module__}
+        )
         try:
             hints.update(inspect.get_annotations(probe, eval_str=True))
         except (NameError, AttributeError, TypeError, SyntaxError):

@@ -64,7 +64,9 @@ class Definition:
 class BaseTask(Generic[P, R]):
     """What `Task` and `AsyncTask` share: everything but the plain call."""
 
-    def __init__(self, client: Client, definition: Definition, chosen: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, client: Client, definition: Definition, chosen: Mapping[str, Any] | None = None
+    ) -> None:
         self._client = client
         self.definition = definition
         self._chosen = dict(chosen or {})
@@ -179,13 +181,19 @@ class BaseTask(Generic[P, R]):
         bound, named = self.definition.signature.bind(item, {})
         return Call(self, bound, named)
 
-    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any], due: str, task_id: str = "") -> _Sending:
+    def _prepare(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], due: str, task_id: str = ""
+    ) -> _Sending:
         bound, named = self.definition.signature.bind(args, kwargs)
         return self._packed(bound, named, due, task_id)
 
-    def _packed(self, args: tuple[Any, ...], kwargs: dict[str, Any], due: str, task_id: str = "") -> _Sending:
+    def _packed(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], due: str, task_id: str = ""
+    ) -> _Sending:
         plan = self.plan()
-        call = self._client.codec.encode_call(f"{self.name}()", args, kwargs, self.definition.signature.names)
+        call = self._client.codec.encode_call(
+            f"{self.name}()", args, kwargs, self.definition.signature.names
+        )
         if len(call) > self._client.settings.max_payload:
             raise PayloadTooLarge(
                 f"{self.name}(): the arguments are {len(call):,} bytes, over max_payload "
@@ -276,7 +284,9 @@ class Call(Generic[R]):
         """The async twin of `delay`."""
         return await self.task._asend(self._packed(""))
 
-    async def aschedule(self, *, at: Moment | None = None, after: Duration | None = None) -> TaskResult[R]:
+    async def aschedule(
+        self, *, at: Moment | None = None, after: Duration | None = None
+    ) -> TaskResult[R]:
         """The async twin of `schedule`."""
         return await self.task._asend(self._packed(self._due(at, after)))
 
@@ -355,7 +365,10 @@ def _results(
 
 
 def _partial(
-    calls: list[Call[Any]], sendings: list[_Sending], results: list[TaskResult[Any]], error: Exception
+    calls: list[Call[Any]],
+    sendings: list[_Sending],
+    results: list[TaskResult[Any]],
+    error: Exception,
 ) -> PartialEnqueue:
     pending = [
         Call(call.task, call.args, call.kwargs, sending.task.id)
@@ -382,7 +395,9 @@ def _refuse_conflict(client: Client, sending: _Sending, existing: bytes) -> None
         raise IdConflict(
             f"task id {task_id!r} belongs to a {theirs.name}, not a {ours.name}: choose another id"
         )
-    if theirs.call != ours.call and client.codec.decode_call(theirs.call) != client.codec.decode_call(ours.call):
+    if theirs.call != ours.call and client.codec.decode_call(
+        theirs.call
+    ) != client.codec.decode_call(ours.call):
         raise IdConflict(
             f"task id {task_id!r} belongs to a {ours.name} with other arguments: choose another id"
         )

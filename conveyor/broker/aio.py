@@ -41,9 +41,9 @@ class AsyncBroker:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._clients: weakref.WeakKeyDictionary[
-            asyncio.AbstractEventLoop, AsyncClient
-        ] = weakref.WeakKeyDictionary()
+        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncClient] = (
+            weakref.WeakKeyDictionary()
+        )
         self._announced: set[str] = set()
 
     async def run(self, command: Command[T]) -> T:
@@ -51,9 +51,7 @@ class AsyncBroker:
         reply = await self.execute(script_call(command), script_source(command))
         return command.parse(reply)
 
-    async def execute(
-        self, call: tuple[Any, ...], fallback: tuple[Any, ...] | None = None
-    ) -> Any:
+    async def execute(self, call: tuple[Any, ...], fallback: tuple[Any, ...] | None = None) -> Any:
         """Runs one plain server command; `fallback` is sent where the script is not known."""
         server = self._broker.server
         deadline = time.monotonic() + PATIENCE

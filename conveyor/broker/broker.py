@@ -58,9 +58,7 @@ class Broker:
         """
         return command.parse(self.execute(script_call(command), script_source(command)))
 
-    def execute(
-        self, call: tuple[Any, ...], fallback: tuple[Any, ...] | None = None
-    ) -> Any:
+    def execute(self, call: tuple[Any, ...], fallback: tuple[Any, ...] | None = None) -> Any:
         """Runs one plain server command; `fallback` is sent where the script is not known."""
         deadline = time.monotonic() + PATIENCE
         pause = _FIRST_PAUSE
@@ -92,8 +90,7 @@ class Broker:
     def queues(self) -> list[str]:
         """The queues that are known, by name."""
         return sorted(
-            name.decode()
-            for name in self.execute(("SMEMBERS", known_queues(self.namespace)))
+            name.decode() for name in self.execute(("SMEMBERS", known_queues(self.namespace)))
         )
 
     def close(self) -> None:

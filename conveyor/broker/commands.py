@@ -8,9 +8,11 @@ lost reply: it changes nothing twice.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from conveyor.broker.scripts import Script, load_script
+from conveyor.errors import IdConflict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -130,11 +132,14 @@ class QueueStatus(NamedTuple):
 def enqueue(
     keys: QueueKeys, tasks: Iterable[NewTask], on_existing: str = "return"
 ) -> Command[list[bytes | None]]:
-    """Adds tasks; answers None for each created one, else the record that already has its id."""
+    """Adds tasks; answers None for each created one, else the record that already has its id.
+
+    The answer raises IdConflict where what has the id is no record.
+    """
     args: list[bytes | str | int] = [on_existing]
     for task in tasks:
         args.extend(task)
-    return Command(_ENQUEUE, keys.script, args, _parse_enqueued)
+    return Command(_ENQUEUE, keys.script, args, partial(_parse_enqueued, args[1::4]))
 
 
 def settle(
@@ -230,8 +235,13 @@ def _as_is(reply: Any) -> Any:
     return reply
 
 
-def _parse_enqueued(reply: Sequence[Any]) -> list[bytes | None]:
-    return [None if isinstance(item, int) else item for item in reply[1:]]
+def _parse_enqueued(ids: Sequence[bytes | str | int], reply: Sequence[Any]) -> list[bytes | None]:
+    for task_id, item in zip(ids, reply[1:], strict=True):
+        if item == 0:
+            raise IdConflict(
+                f"task id {task_id!r} belongs to a record that cannot be read: choose another id"
+            )
+    return [None if item == 1 else item for item in reply[1:]]
 
 
 def _parse_maintained(reply: Sequence[int]) -> Maintained:

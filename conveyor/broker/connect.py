@@ -83,9 +83,7 @@ class Server:
         scheme, separator, rest = broker.partition("://")
         if not separator or scheme not in _SCHEMES:
             known = ", ".join(f"{name}://" for name in _SCHEMES)
-            raise ConfigurationError(
-                f"broker {safe_address(broker)!r} is not a URL of {known}"
-            )
+            raise ConfigurationError(f"broker {safe_address(broker)!r} is not a URL of {known}")
         self.kind, plain = _SCHEMES[scheme]
         self._url = f"{plain}://{rest}"
         if self.kind == "embedded":
@@ -132,9 +130,7 @@ class Server:
         Raises:
             BrokerUnavailable: The embedded server does not start.
         """
-        if isinstance(
-            self._shared, redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster
-        ):
+        if isinstance(self._shared, redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster):
             return self._shared
         options = _OPTIONS | {"retry": redis.asyncio.retry.Retry(NoBackoff(), 0)}
         if self._shared is not None:
@@ -142,18 +138,14 @@ class Server:
         if self._embedded is not None:
             return redis.asyncio.Redis(unix_socket_path=str(self._join()), **options)
         if self.kind == "cluster":
-            return redis.asyncio.cluster.RedisCluster.from_url(
-                self._url, **_cluster(options)
-            )
+            return redis.asyncio.cluster.RedisCluster.from_url(self._url, **_cluster(options))
         if self.kind == "sentinel":
             hosts, service, extra = _sentinel_parts(self._url)
             sentinel = redis.asyncio.sentinel.Sentinel(hosts, **(options | extra))
             return sentinel.master_for(service, **(options | extra))
         return redis.asyncio.Redis.from_url(self._url, **options)
 
-    def connection(
-        self, key: str, *, timeout: float | None = TIMEOUT
-    ) -> AbstractConnection:
+    def connection(self, key: str, *, timeout: float | None = TIMEOUT) -> AbstractConnection:
         """A connected connection of the caller's own to the node that holds `key`.
 
         Args:
@@ -167,9 +159,7 @@ class Server:
         if isinstance(client, redis.RedisCluster):
             node = client.get_node_from_key(key)
             if node is None:
-                raise redis.exceptions.ClusterDownError(
-                    f"no node serves the slot of {key}"
-                )
+                raise redis.exceptions.ClusterDownError(f"no node serves the slot of {key}")
             client = client.get_redis_connection(node)
         pool = client.connection_pool
         options = dict(pool.connection_kwargs)
@@ -190,11 +180,7 @@ class Server:
         """Closes this process's own client and leaves the embedded server; a shared client stays."""
         with self._lock:
             client, self._client = self._client, None
-            if (
-                client is not None
-                and client is not self._shared
-                and self._pid == os.getpid()
-            ):
+            if client is not None and client is not self._shared and self._pid == os.getpid():
                 client.close()
             if self._embedded is not None:
                 self._embedded.release()
@@ -301,11 +287,7 @@ def _pool_options(client: Any) -> dict[str, Any]:
         "maint_notifications_config",
         "connection_pool",
     )
-    kept = {
-        k: v
-        for k, v in client.connection_pool.connection_kwargs.items()
-        if k not in dropped
-    }
+    kept = {k: v for k, v in client.connection_pool.connection_kwargs.items() if k not in dropped}
     path = kept.pop("path", None)
     return kept | ({"unix_socket_path": path} if path else {}) | _OPTIONS
 
@@ -319,17 +301,13 @@ def _sync_twin(client: Any) -> SyncClient:
     retry = Retry(NoBackoff(), 0)
     if isinstance(client, redis.asyncio.cluster.RedisCluster):
         node = next(iter(client.nodes_manager.startup_nodes.values()))
-        return redis.RedisCluster(
-            host=node.host, port=node.port, **_OPTIONS, retry=retry
-        )
+        return redis.RedisCluster(host=node.host, port=node.port, **_OPTIONS, retry=retry)
     return redis.Redis(**(_pool_options(client) | {"retry": retry}))
 
 
 def _async_twin(client: SyncClient, options: dict[str, Any]) -> AsyncClient:
     if isinstance(client, redis.RedisCluster):
-        return redis.asyncio.cluster.RedisCluster(
-            **_startup(client), **_cluster(options)
-        )
+        return redis.asyncio.cluster.RedisCluster(**_startup(client), **_cluster(options))
     return redis.asyncio.Redis(**(_pool_options(client) | options))
 
 

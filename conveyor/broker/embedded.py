@@ -32,12 +32,18 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from conveyor.broker import guardian
 from conveyor.errors import BrokerUnavailable, ConfigurationError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 #: Seconds within which a server must answer, or be gone when it is stopped.
 DEADLINE = 10.0
+#: Guardians that one user starts, each after the last one ended, before it reports a failure.
+MAX_STARTS = 3
 #: The longest path of a Unix socket, in bytes, that Linux (107) and macOS (103) both take.
 MAX_SOCKET_PATH = 103
 #: The oldest major version of a Valkey or Redis found on PATH that will do.
@@ -82,6 +88,7 @@ class EmbeddedServer:
         """Join the server, starting it if it isn't running, and wait until it answers.
 
         Calling it again costs well under a millisecond and revives a server that is gone for good.
+        The share is kept when it raises, so that a server that loads much data can finish.
 
         Returns:
             The path of its Unix socket.
@@ -91,18 +98,12 @@ class EmbeddedServer:
             ConfigurationError: The directory belongs to somebody else or is open to others.
         """
         deadline = time.monotonic() + DEADLINE
-        try:
+        with _explained(self.directory):
             _create(self.directory)
-            if self._has_share():
-                _await_server(self.directory, deadline)
-            else:
+            if not self._has_share():
                 self.release()
-                self._shares.append(_join(self.directory, deadline))
-        except OSError as error:
-            raise BrokerUnavailable(
-                f"the directory {self.directory} cannot hold the embedded server: {error}; name "
-                "another, embedded://PATH, or another server: broker= or CONVEYOR_BROKER"
-            ) from error
+                self._shares.append(_take_share(self.directory, deadline))
+            _await_server(self.directory, deadline)
         return self.socket
 
     def release(self) -> None:
@@ -187,11 +188,25 @@ def status(directory: Path) -> ServerStatus:
 
 
 def start(directory: Path) -> ServerStatus:
-    """Start the server of a directory, or keep the running one, until ``stop``; see ``acquire``."""
+    """Start the server of a directory, or keep the running one, until ``stop``.
+
+    Raises:
+        BrokerUnavailable: See ``EmbeddedServer.acquire``; one that is still loading goes on.
+        ConfigurationError: The directory belongs to somebody else or is open to others.
+    """
     server = EmbeddedServer(directory)
-    server.acquire()
-    (directory / guardian.KEEP).touch(mode=0o600)
-    server.release()
+    keep = server.directory / guardian.KEEP
+    with _explained(directory):
+        _create(server.directory)
+        keep.touch(mode=0o600)
+    try:
+        server.acquire()
+    except BrokerUnavailable:
+        if not guardian.is_locked(server.directory / guardian.SERVER_LOCK):
+            keep.unlink(missing_ok=True)
+        raise
+    finally:
+        server.release()
     return status(directory)
 
 
@@ -268,6 +283,17 @@ def find_binary() -> str:
     raise BrokerUnavailable(_NOTHING_TO_EMBED)
 
 
+@contextlib.contextmanager
+def _explained(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BrokerUnavailable(
+            f"the directory {directory} cannot hold the embedded server: {error}; name another, "
+            "embedded://PATH, or another server: broker= or CONVEYOR_BROKER"
+        ) from error
+
+
 def _create(directory: Path) -> None:
     try:
         directory.mkdir(mode=0o700, parents=True)
@@ -318,31 +344,26 @@ def _link_socket(directory: Path) -> Path:
     return path
 
 
-def _join(directory: Path, deadline: float) -> _Share:
+def _take_share(directory: Path, deadline: float) -> _Share:
     users = directory / guardian.USERS_LOCK
-    while (share := guardian.try_lock(users, fcntl.LOCK_SH)) is None:
+    while (descriptor := guardian.try_lock(users, fcntl.LOCK_SH)) is None:
         if time.monotonic() > deadline:
             raise _unavailable(directory, f"has been stopping for {DEADLINE:g} s")
         time.sleep(guardian.POLL)
-    try:
-        _await_server(directory, deadline)
-    except BaseException:
-        os.close(share)
-        raise
-    return _Share(share, os.fstat(share))
+    return _Share(descriptor, os.fstat(descriptor))
 
 
 def _await_server(directory: Path, deadline: float) -> None:
     path = _link_socket(directory)
-    started = False
+    starts = 0
     while True:
         lock = guardian.try_lock(directory / guardian.GUARDIAN_LOCK)
         if lock is not None:
-            if started:
+            if starts == MAX_STARTS:
                 guardian.unlock(lock)
                 raise _unavailable(directory, "did not start")
             _start_guardian(directory, lock)
-            started = True
+            starts += 1
         answer = _ask(path, "PING", timeout=max(deadline - time.monotonic(), 0.001))
         if answer and not answer.startswith("-LOADING"):
             return
@@ -404,9 +425,10 @@ def _ask(path: Path, command: str, *, timeout: float) -> str:
 
 def _unavailable(directory: Path, problem: str) -> BrokerUnavailable:
     log = directory / guardian.SERVER_LOG
-    lines = log.read_text(errors="backslashreplace").splitlines() if log.exists() else []
+    text = log.read_text(errors="backslashreplace") if log.exists() else ""
+    lines = [line for line in text.splitlines() if line][-4:]
     return BrokerUnavailable(
         f"the embedded server in {directory} {problem}; the end of its log {log}: "
-        f"{' / '.join(lines[-3:]) or 'nothing'}; mend that, or use another server: broker= or "
+        f"{' / '.join(lines) or 'nothing'}; mend that, or use another server: broker= or "
         "CONVEYOR_BROKER"
     )

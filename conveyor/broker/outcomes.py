@@ -144,9 +144,7 @@ class Outcomes:
                 self._serve()
                 pause = 0.05
             except (redis.RedisError, BrokerUnavailable, OSError) as error:
-                log.debug(
-                    "outcomes: connection lost (%s), again in %.1fs", error, pause
-                )
+                log.debug("outcomes: connection lost (%s), again in %.1fs", error, pause)
                 self._disconnect()
                 time.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
@@ -179,9 +177,7 @@ class Outcomes:
             self._connections[connection].append(queue)
             connection.send_command("SSUBSCRIBE", keys.outcomes(self._name))
 
-    def _connection_for(
-        self, key: str, selector: selectors.BaseSelector
-    ) -> AbstractConnection:
+    def _connection_for(self, key: str, selector: selectors.BaseSelector) -> AbstractConnection:
         """One connection serves every queue, but on a cluster each queue has its own node."""
         if self._connections and not self._broker.server.clustered:
             return next(iter(self._connections))
@@ -221,17 +217,13 @@ class Outcomes:
         while self._to_register:
             with self._lock:
                 queue = next(iter(self._to_register))
-                ids = [
-                    task_id for pending, task_id in self._pending if pending == queue
-                ]
+                ids = [task_id for pending, task_id in self._pending if pending == queue]
             for start in range(0, len(ids), BATCH):
                 self._register(queue, ids[start : start + BATCH])
             self._to_register.discard(queue)
 
     def _register(self, queue: str, ids: Sequence[str]) -> None:
-        replies = self._broker.run(
-            commands.wait(self._broker.keys(queue), self._name, ids)
-        )
+        replies = self._broker.run(commands.wait(self._broker.keys(queue), self._name, ids))
         for task_id, reply in zip(ids, replies, strict=True):
             self.answer(queue, task_id, reply)
 

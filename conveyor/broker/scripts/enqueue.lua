@@ -10,7 +10,8 @@
 --   ARGV[2]  ids     four arguments a task from here on: id; due ("" now, "+ms" from now, or POSIX ms);
 --                    expires ("" never, "+ms" after due, or POSIX ms); record with its times zero
 -- RETURNS
---   server time in ms, then for each task 1 if it was created or the record that already has its id
+--   server time in ms, then for each task 1 if it was created, the record that already has its id, or
+--   0 if what has its id is no record
 -- KEEPS
 --   1 one place per id, 4 server time, 5 bounded (the caller sends at most 100 tasks or 1 MiB),
 --   7 repeating it adds nothing: the same record under the same id is ours
@@ -26,10 +27,10 @@ local function same_call(record, existing)
   return string.sub(record, HEADER + 1) == string.sub(existing, HEADER + 1, length_without_result(existing))
 end
 
-local function replace_if_ended(id)
+local function replace_if_ended(id, record)
   local existing = load(id)
   local set = existing and ENDED_SETS[state_of(existing)]
-  if ARGV[1] ~= 'replace_ended' or not set then return end
+  if ARGV[1] ~= 'replace_ended' or not set or same_call(record, existing) then return end
   redis.call('ZREM', Q .. set, id)
   remove_record(id)
 end
@@ -42,13 +43,13 @@ local function store(id, state, record, due, expires)
 end
 
 local function add(id, due_text, expires_text, record)
-  replace_if_ended(id)
+  replace_if_ended(id, record)
   local due = moment(due_text, now)
   local expires = moment(expires_text, math.max(due, now))
   local state = due > now and SCHEDULED or QUEUED
   if not store(id, state, record, due, expires) then
     local existing = load(id)
-    return existing and same_call(record, existing) and 1 or existing or redis.error_reply('ERR unusable record ' .. id)
+    return existing and same_call(record, existing) and 1 or existing or 0
   end
   if expires > 0 then
     redis.call('ZADD', Q .. 'e', expires, id)

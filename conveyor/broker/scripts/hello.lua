@@ -32,7 +32,8 @@ if ARGV[1] ~= '' then
     redis.call('SET', Q .. 'w:' .. ARGV[1], ARGV[3], 'PX', ttl)
   else
     redis.call('ZREM', Q .. 'w', ARGV[1])
-    redis.call('DEL', Q .. 'w:' .. ARGV[1], Q .. 'k:' .. ARGV[1], Q .. 'c:' .. ARGV[1])
+    local bytes = string.gsub(ARGV[1], '%x%x', function(hex) return string.char(tonumber(hex, 16)) end)
+    redis.call('DEL', Q .. 'w:' .. ARGV[1], Q .. 'k:' .. ARGV[1], Q .. 'c:' .. bytes)
   end
 end
 return now

@@ -1,0 +1,166 @@
+"""Moves what comes due: the clock of the queues.
+
+Each queue keeps the next moment at which something of it comes due. The orchestrator sleeps until
+then; who adds something earlier rings its bell (a marker it blocks on). Any number may run, and none
+is needed for correctness: workers move a bounded few themselves whenever they claim.
+
+Should the one that heard the bell die at that moment, the others still look every `RECHECK` seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from conveyor.broker import commands
+from conveyor.broker.keys import check_name
+from conveyor.broker.link import Link
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from conveyor.app import Conveyor
+    from conveyor.broker.commands import Maintained
+    from conveyor.broker.keys import QueueKeys
+
+log = logging.getLogger("conveyor.orchestrator")
+
+#: Seconds between looks at a queue that nothing called for.
+RECHECK = 60.0
+#: Seconds that a call may block on bells.
+BLOCK = 5
+_SOONEST = 0.001
+
+
+class Clock:
+    """When one queue is looked after next; shared by the orchestrator and the worker's loop.
+
+    Args:
+        keys: The queue's.
+    """
+
+    def __init__(self, keys: QueueKeys) -> None:
+        self.keys = keys
+        self.due = 0.0
+        self._asked = False
+
+    def deadline(self, link: Link) -> float | None:
+        """When `run` has something to do next, monotonic."""
+        return None if self._asked or not link.connected else self.due
+
+    def ring(self) -> None:
+        """Something earlier was added."""
+        self.due = 0.0
+
+    def run(self, link: Link, now: float) -> None:
+        """Moves what is due, when it is time to."""
+        if now >= self.due and not self._asked and link.connected:
+            self._asked = True
+            link.send(commands.maintain(self.keys), self._done)
+
+    def _done(self, answer: Maintained | None) -> None:
+        self._asked = False
+        now = time.monotonic()
+        if answer is None:
+            self.due = now + 1.0
+        elif answer.more:
+            self.due = 0.0
+        elif answer.next_due_ms is None:
+            self.due = now + RECHECK
+        else:
+            wait = max((answer.next_due_ms - answer.now_ms) / 1000, 0.0) + _SOONEST
+            self.due = now + min(wait, RECHECK)
+        if answer is not None and answer.moved:
+            log.debug("%s: moved %d that had come due", self.keys.queue, answer.moved)
+
+
+class Orchestrator:
+    """Looks after queues without running tasks.
+
+    Args:
+        app: Whose.
+        queues: Names; None is the app's queue.
+
+    Example:
+        >>> Orchestrator(app, ["high", "default"]).run()
+    """
+
+    def __init__(self, app: Conveyor, queues: Sequence[str] | None = None) -> None:
+        broker = app.client.broker
+        self._server = broker.server
+        names = [check_name(queue, "queue") for queue in queues or [app.queue]]
+        self._clocks = [Clock(broker.keys(name)) for name in names]
+        self._stop_read, self._stop_write = socket.socketpair()
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+
+    def run(self) -> None:
+        """Blocks until `stop` is called, from a signal's handler or another thread."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._stop_read, selectors.EVENT_READ, self._note_stop)
+            links = self._links(selector)
+            while not self._stopped:
+                now = time.monotonic()
+                for link in links:
+                    link.tick(now)
+                for clock, link in self._pairs:
+                    clock.run(link, now)
+                for key, _ in selector.select(self._pause(links)):
+                    key.data()
+            for link in links:
+                link.close()
+
+    def start(self) -> None:
+        """Runs on a thread of its own."""
+        self._thread = threading.Thread(target=self.run, name="conveyor-orchestrator", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends `run`, and waits for it if `start` was called."""
+        self._stop_write.send(b"!")
+        if self._thread is not None:
+            self._thread.join()
+
+    def _links(self, selector: selectors.BaseSelector) -> list[Link]:
+        """On a cluster each queue has its own node, elsewhere all share one."""
+        groups = [[clock] for clock in self._clocks] if self._server.clustered else [self._clocks]
+        self._pairs: list[tuple[Clock, Link]] = []
+        links: list[Link] = []
+        for group in groups:
+            memory = group[0].keys.memory
+            link = Link(self._server, memory, selector, lambda link, group=group: _greet(link, group))
+            bell = Link(self._server, memory, selector, lambda link, group=group: _listen(link, group), blocking=True)
+            links += [link, bell]
+            self._pairs += [(clock, link) for clock in group]
+        return links
+
+    def _pause(self, links: list[Link]) -> float | None:
+        moments = [link.deadline() for link in links]
+        moments += [clock.deadline(link) for clock, link in self._pairs]
+        nearest = min((moment for moment in moments if moment is not None), default=None)
+        return None if nearest is None else max(0.0, nearest - time.monotonic())
+
+    def _note_stop(self) -> None:
+        self._stop_read.recv(16)
+        self._stopped = True
+
+
+def _greet(link: Link, clocks: list[Clock]) -> None:
+    for clock in clocks:
+        clock.ring()
+        link.send_first(commands.hello(clock.keys, "", 0, b""), lambda _: None)
+
+
+def _listen(bell: Link, clocks: list[Clock]) -> None:
+    keys = [clock.keys.marker("o") for clock in clocks]
+
+    def heard(popped: list[bytes] | None) -> None:
+        if popped:
+            clocks[keys.index(popped[0].decode())].ring()
+        bell.send(("BZPOPMIN", *keys, BLOCK), heard)
+
+    bell.send_first(("BZPOPMIN", *keys, BLOCK), heard)

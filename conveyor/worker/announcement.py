@@ -1,0 +1,36 @@
+"""What a worker says of itself to people who list workers."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+if TYPE_CHECKING:
+    from conveyor.worker.plan import WorkerPlan
+
+
+def announcement(plan: WorkerPlan) -> bytes:
+    """Where the worker is and what it can do, packed."""
+    return msgpack.packb(
+        {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "queues": list(plan.queues),
+            "concurrency": plan.concurrency,
+            "threads": plan.threads,
+            "coroutines": plan.coroutines,
+            "beat": plan.beat,
+        }
+    )
+
+
+def read_announcement(data: bytes) -> dict[str, Any]:
+    """What `announcement` packed, or nothing of it when another version wrote something else."""
+    try:
+        fields = msgpack.unpackb(data)
+    except (ValueError, msgpack.UnpackException):
+        return {}
+    return fields if isinstance(fields, dict) else {}

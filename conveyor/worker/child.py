@@ -1,0 +1,127 @@
+"""The process that runs tasks, from the fork to its end.
+
+It lives as long as its parent: the kernel kills it when the parent dies (Linux), and end of file on a
+work socket ends it anywhere else and at a warm shutdown. INT and TERM are the parent's business; it
+tells a child to stop a run with USR2, and USR1 prints what every thread is doing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import faulthandler
+import logging
+import os
+import random
+import signal
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from conveyor.worker.lanes import AsyncLane, SyncLane
+from conveyor.worker.runner import Runner
+
+if TYPE_CHECKING:
+    import socket
+
+    from conveyor.client import Client
+    from conveyor.task import Definition
+    from conveyor.worker.slots import Slots
+
+log = logging.getLogger("conveyor.child")
+
+#: How soon a thread that computes makes way for another, in seconds: with the interpreter's default a
+#: task that computes holds up the event loop beside it ten times as long.
+SWITCH_INTERVAL = 0.0005
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What every child of a worker can do.
+
+    Attributes:
+        tasks: By name.
+        client: The app's.
+        queues: Names of the worker's queues.
+        threads: Sync tasks at once.
+        coroutines: Async tasks at once; 0 when the app has none.
+    """
+
+    tasks: Mapping[bytes, Definition]
+    client: Client
+    queues: Sequence[str]
+    threads: int
+    coroutines: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """A child's ends of its sockets."""
+
+    sync: socket.socket
+    asynchronous: socket.socket
+    small: socket.socket
+    large: socket.socket
+
+
+def run_child(work: Work, slots: Slots, ends: Ends, foreign: Iterable[int], parent: int) -> NoReturn:
+    """Runs tasks until the parent is gone; never returns.
+
+    Args:
+        work: What it can do.
+        slots: Where it notes what it does.
+        ends: Its sockets.
+        foreign: Descriptors that are the parent's or another child's, to close.
+        parent: The parent's pid.
+    """
+    code = 0
+    try:
+        _die_with(parent)
+        for descriptor in foreign:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        random.seed()
+        _serve(work, slots, ends)
+    except BaseException:
+        log.exception("child %d failed", os.getpid())
+        code = 70
+    finally:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _serve(work: Work, slots: Slots, ends: Ends) -> None:
+    asyncio._set_running_loop(None)  # forked inside one, when a worker is started from async code
+    runner = Runner(work.tasks, work.client, work.queues, slots, ends.small, ends.large)
+    sync = SyncLane(runner, slots, ends.sync, work.threads)
+    _set_signals(sync)
+    if not work.coroutines:
+        sync.serve()
+        return
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    lane = AsyncLane(runner, ends.asynchronous, work.threads, work.coroutines)
+    lane.start()
+    sync.serve()
+    lane.join()
+
+
+def _set_signals(sync: SyncLane) -> None:
+    # Handlers that do nothing, not SIG_IGN: what a task starts by exec must not inherit the deafness.
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR2, lambda *_: sync.stop_asked())
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+
+
+def _die_with(parent: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(0)

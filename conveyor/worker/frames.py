@@ -1,0 +1,169 @@
+"""What parent and child send each other: one datagram a message, large ones by memory file.
+
+Both directions use `SOCK_SEQPACKET` pairs (datagrams where that is missing), so a message arrives whole
+or not at all. A body over `INLINE` bytes lies in an anonymous file whose descriptor travels instead.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+import struct
+import tempfile
+from typing import IO, Final, NamedTuple
+
+#: The largest body that is sent in the datagram itself.
+INLINE: Final = 32_768
+#: Room for any datagram. Small on purpose: a large receive buffer costs more than a small task.
+BUFFER: Final = INLINE + 1024
+
+_KIND: Final = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_DGRAM)
+_ANCILLARY: Final = socket.CMSG_SPACE(4)
+_JOB: Final = struct.Struct("<QBHHd")
+_OUTCOME: Final = struct.Struct("<QBII")
+_RUN, _RUN_FILE, _STOP = 0, 1, 2
+
+
+class Outcome:
+    """How a run ended, as its number in a frame."""
+
+    NAMES: Final = ("success", "error", "fatal", "cancelled", "release", "interrupted", "stall", "park")
+    SUCCESS, ERROR, FATAL, CANCELLED, RELEASE, INTERRUPTED, STALL, PARK = range(8)
+
+
+class JobFrame(NamedTuple):
+    """A task for a child: its number in this worker, its queue's, its id and its record."""
+
+    sequence: int
+    queue: int
+    id: bytes
+    record: bytes
+    claimed_at: float
+
+
+class StopFrame(NamedTuple):
+    """The wish that a run of the async lane be stopped."""
+
+    sequence: int
+    reason: int
+
+
+class OutcomeFrame(NamedTuple):
+    """How a run ended: `elapsed_us` is what it took, `delay_ms` the wait before an error retry."""
+
+    sequence: int
+    outcome: int
+    delay_ms: int
+    elapsed_us: int
+    data: bytes
+
+
+def make_pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected sockets that keep messages apart."""
+    return socket.socketpair(socket.AF_UNIX, _KIND)
+
+
+def send_job(sock: socket.socket, job: JobFrame) -> None:
+    """Hands a task to a child.
+
+    Raises:
+        BlockingIOError: The socket is full.
+    """
+    if len(job.record) <= INLINE:
+        head = _JOB.pack(job.sequence, _RUN, job.queue, len(job.id), job.claimed_at)
+        sock.send(head + job.id + job.record, socket.MSG_DONTWAIT)
+        return
+    head = _JOB.pack(job.sequence, _RUN_FILE, job.queue, len(job.id), job.claimed_at)
+    _send_with_file(sock, head + job.id, job.record, socket.MSG_DONTWAIT)
+
+
+def send_stop(sock: socket.socket, stop: StopFrame) -> None:
+    """Asks the async lane to stop a run.
+
+    Raises:
+        BlockingIOError: The socket is full.
+    """
+    sock.send(_JOB.pack(stop.sequence, _STOP, stop.reason, 0, 0.0), socket.MSG_DONTWAIT)
+
+
+def receive_job(sock: socket.socket, flags: int = 0) -> JobFrame | StopFrame | None:
+    """The next message from the parent, or None when it is gone.
+
+    Raises:
+        BlockingIOError: There is none now (with MSG_DONTWAIT).
+    """
+    data, ancillary, _, _ = sock.recvmsg(BUFFER, _ANCILLARY, flags)
+    if not data:
+        return None
+    sequence, kind, number, id_length, claimed_at = _JOB.unpack_from(data)
+    if kind == _STOP:
+        return StopFrame(sequence, number)
+    start = _JOB.size + id_length
+    task_id = data[_JOB.size : start]
+    record = _read_file(ancillary) if kind == _RUN_FILE else data[start:]
+    return JobFrame(sequence, number, task_id, record, claimed_at)
+
+
+def take_back(sock: socket.socket) -> list[int]:
+    """Reads what a child has not read yet from the child's own end: sequence numbers, in order."""
+    numbers: list[int] = []
+    with contextlib.suppress(BlockingIOError):
+        while data := sock.recv(BUFFER, socket.MSG_DONTWAIT):
+            sequence, kind, *_ = _JOB.unpack_from(data)
+            if kind != _STOP:
+                numbers.append(sequence)
+    return numbers
+
+
+def send_outcome(sock: socket.socket, large: socket.socket, outcome: OutcomeFrame) -> None:
+    """Answers the parent; large results go by the second socket, which may carry files."""
+    head = _OUTCOME.pack(outcome.sequence, outcome.outcome, outcome.delay_ms, outcome.elapsed_us)
+    if len(outcome.data) <= INLINE:
+        sock.send(head + outcome.data)
+    else:
+        _send_with_file(large, head, outcome.data, 0)
+
+
+def receive_outcome(sock: socket.socket) -> OutcomeFrame | None:
+    """The next small outcome, or None when the child is gone.
+
+    Raises:
+        BlockingIOError: There is none now.
+    """
+    data = sock.recv(BUFFER, socket.MSG_DONTWAIT)
+    return OutcomeFrame(*_OUTCOME.unpack_from(data), data[_OUTCOME.size :]) if data else None
+
+
+def receive_large_outcome(sock: socket.socket) -> OutcomeFrame | None:
+    """The next large outcome, or None when the child is gone.
+
+    Raises:
+        BlockingIOError: There is none now.
+    """
+    data, ancillary, _, _ = sock.recvmsg(BUFFER, _ANCILLARY, socket.MSG_DONTWAIT)
+    return OutcomeFrame(*_OUTCOME.unpack_from(data), _read_file(ancillary)) if data else None
+
+
+def _send_with_file(sock: socket.socket, head: bytes, body: bytes, flags: int) -> None:
+    with _memory_file() as file:
+        file.write(body)
+        file.flush()
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file.fileno()]))
+        sock.sendmsg([head], [rights], flags)
+
+
+def _memory_file() -> IO[bytes]:
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("conveyor", os.MFD_CLOEXEC), "w+b")
+    return tempfile.TemporaryFile()
+
+
+def _read_file(ancillary: list[tuple[int, int, bytes]]) -> bytes:
+    fds = array.array("i")
+    for _, _, data in ancillary:
+        fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    with os.fdopen(fds[0], "rb") as file:
+        file.seek(0)
+        return file.read()

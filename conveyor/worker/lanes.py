@@ -1,0 +1,209 @@
+"""Where a child runs its tasks: sync ones on its main thread or on threads, async ones on a loop.
+
+Each lane reads its own work socket, so neither waits for the other. A sync lane reads one task at a
+time and blocks in between; the async lane reads whatever lies there and runs it all at once: the
+parent sends no more than it has room for.
+
+A run is stopped by an exception raised in it: on the main thread by the signal's handler, on other
+threads by the interpreter, in a coroutine by cancelling it. What ignores even that (C code, a caught
+exception) the parent ends by ending the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import socket
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from conveyor.context import enter, leave
+from conveyor.errors import TaskCancelled, TaskTimeout
+from conveyor.worker.frames import JobFrame, StopFrame, receive_job
+from conveyor.worker.runner import CANCELLED
+
+if TYPE_CHECKING:
+    from conveyor.worker.runner import Run, Runner
+    from conveyor.worker.slots import Slots
+
+log = logging.getLogger("conveyor.child")
+
+_NOBODY: Final = 0
+
+
+class SyncLane:
+    """Runs plain functions, on the calling thread or on several of its own.
+
+    Args:
+        runner: Runs one task.
+        slots: Whose first slots are this lane's.
+        sock: The lane's work socket.
+        threads: How many tasks at once.
+    """
+
+    def __init__(self, runner: Runner, slots: Slots, sock: socket.socket, threads: int) -> None:
+        self._runner = runner
+        self._slots = slots
+        self._sock = sock
+        self._reading = threading.Lock()
+        self._stopping = threading.Lock()
+        self._threads = threads
+        self._busy = [_NOBODY] * threads
+        self._idents = [_NOBODY] * threads
+
+    def serve(self) -> None:
+        """Runs tasks until the parent is gone."""
+        if self._threads == 1:
+            self._serve_on_main_thread()
+            return
+        threads = [
+            threading.Thread(target=self._serve_on_thread, args=(slot,), name=f"conveyor-task-{slot}", daemon=True)
+            for slot in range(self._threads)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def stop_asked(self) -> None:
+        """Raises in the runs that were asked to stop; called by the signal's handler."""
+        for slot, sequence in enumerate(self._busy):
+            reason = self._slots.stop_asked(slot)
+            if sequence != _NOBODY and reason:
+                self._raise_in(slot, TaskCancelled if reason == CANCELLED else TaskTimeout)
+
+    def _serve_on_main_thread(self) -> None:
+        while isinstance(job := receive_job(self._sock), JobFrame):
+            run = self._runner.begin(job, 0)
+            if run is not None:
+                self._run(run)
+
+    def _serve_on_thread(self, slot: int) -> None:
+        self._idents[slot] = threading.get_ident()
+        while True:
+            with self._reading:
+                job = receive_job(self._sock)
+            if not isinstance(job, JobFrame):
+                return
+            run = self._runner.begin(job, slot)
+            if run is not None:
+                self._run(run)
+
+    def _run(self, run: Run) -> None:
+        entered = enter(run.context)
+        try:
+            value = self._call(run)
+        except BaseException as error:
+            self._busy[run.slot] = _NOBODY
+            self._runner.fail(run, error)
+        else:
+            self._runner.succeed(run, value)
+        finally:
+            leave(entered)
+
+    def _call(self, run: Run) -> Any:
+        self._busy[run.slot] = run.job.sequence
+        try:
+            return run.definition.function(*run.args, **run.kwargs)
+        finally:
+            self._busy[run.slot] = _NOBODY
+            if self._threads > 1 and self._slots.stop_asked(run.slot):
+                self._withdraw(run.slot)
+
+    def _raise_in(self, slot: int, error: type[BaseException]) -> None:
+        if self._threads == 1:
+            self._busy[slot] = _NOBODY
+            raise error
+        with self._stopping:
+            if self._busy[slot] != _NOBODY:
+                _set_async_exception(self._idents[slot], error)
+
+    def _withdraw(self, slot: int) -> None:
+        """An exception set for a run that has just ended must not hit what follows it."""
+        with self._stopping:
+            _set_async_exception(self._idents[slot], None)
+
+
+class AsyncLane:
+    """Runs `async def` tasks side by side on one event loop, in a thread of its own.
+
+    Args:
+        runner: Runs one task.
+        sock: The lane's work socket; shared by fork, so it is never made non-blocking.
+        first_slot: The first slot that is this lane's.
+        count: How many tasks at once.
+    """
+
+    def __init__(self, runner: Runner, sock: socket.socket, first_slot: int, count: int) -> None:
+        self._runner = runner
+        self._sock = sock
+        self._free = list(range(first_slot, first_slot + count))
+        self._running: dict[int, asyncio.Task[None]] = {}
+        self._loop = asyncio.new_event_loop()
+        self._closed = asyncio.Event()
+        self._thread = threading.Thread(target=self._serve, name="conveyor-async", daemon=True)
+
+    def start(self) -> None:
+        """Starts the lane's thread."""
+        self._thread.start()
+
+    def join(self) -> None:
+        """Waits until the parent is gone and what runs has ended."""
+        self._thread.join()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.add_reader(self._sock.fileno(), self._read)
+        self._loop.run_until_complete(self._until_closed())
+        self._loop.close()
+
+    async def _until_closed(self) -> None:
+        await self._closed.wait()
+        await asyncio.gather(*self._running.values())
+
+    def _read(self) -> None:
+        while True:
+            try:
+                frame = receive_job(self._sock, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            if frame is None:
+                self._loop.remove_reader(self._sock.fileno())
+                self._closed.set()
+                return
+            if isinstance(frame, StopFrame):
+                self._stop(frame)
+            else:
+                self._start(frame)
+
+    def _start(self, job: JobFrame) -> None:
+        slot = self._free.pop()
+        run = self._runner.begin(job, slot)
+        if run is None:
+            self._free.append(slot)
+            return
+        self._running[job.sequence] = self._loop.create_task(self._run(run))
+
+    def _stop(self, frame: StopFrame) -> None:
+        task = self._running.get(frame.sequence)
+        if task is not None:
+            task.cancel()
+
+    async def _run(self, run: Run) -> None:
+        enter(run.context)
+        try:
+            value = await run.definition.function(*run.args, **run.kwargs)
+        except BaseException as error:
+            self._runner.fail(run, error)
+        else:
+            self._runner.succeed(run, value)
+        finally:
+            self._running.pop(run.job.sequence, None)
+            self._free.append(run.slot)
+
+
+def _set_async_exception(ident: int, error: type[BaseException] | None) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(ident), None if error is None else ctypes.py_object(error)
+    )

@@ -1,0 +1,429 @@
+"""The parent's view of its children: processes, sockets, and who was given what.
+
+Knows nothing of the server. The parent keeps both ends of each work socket, so what a child has not
+read can be taken back by reading the child's own end: no protocol, no race. When a child dies its last
+outcomes are read first; of what is then left, the runs it noted in its slots had begun, and the rest
+had not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from conveyor.worker.child import Ends, Work, run_child
+from conveyor.worker.frames import (
+    OutcomeFrame,
+    StopFrame,
+    make_pair,
+    receive_large_outcome,
+    receive_outcome,
+    send_job,
+    send_stop,
+    take_back,
+)
+from conveyor.worker.job import ASYNC, SYNC, Job
+from conveyor.worker.slots import Slots
+
+if TYPE_CHECKING:
+    from conveyor.worker.job import Job
+
+log = logging.getLogger("conveyor.worker")
+
+#: Datagrams that may lie in a sync lane's socket beyond what runs, while runs are short.
+AHEAD: Final = 8
+#: Seconds a run may take for more to be sent behind it.
+SHORT_RUN: Final = 0.001
+#: Seconds after which what lies behind a run is taken back.
+STUCK: Final = 0.025
+#: Seconds that a run asked to stop has before its child is killed.
+HARD_STOP: Final = 1.0
+#: Seconds before a child that died without having run anything is replaced.
+RESPAWN_PAUSE: Final = 1.0
+
+
+class Lane:
+    """One work socket of a child, both ends, and what was sent through it."""
+
+    def __init__(self, width: int) -> None:
+        self.near, self.far = make_pair()
+        self.width = width
+        self.inflight: dict[int, Job] = {}
+        self.moved_at = 0.0
+        self.full = False
+
+    def take_back(self) -> list[Job]:
+        """What the child has not read, in order."""
+        return [self.inflight.pop(number) for number in take_back(self.far) if number in self.inflight]
+
+    def close(self) -> None:
+        """Closes both ends: the child reads end of file once it has read the rest."""
+        self.near.close()
+        self.far.close()
+
+
+class Child:
+    """One child process."""
+
+    def __init__(self, slots: Slots, sync: int, asynchronous: int) -> None:
+        self.pid = 0
+        self.pidfd = -1
+        self.slots = slots
+        self.lanes = {SYNC: Lane(sync), ASYNC: Lane(asynchronous)}
+        self.small, self.small_far = make_pair()
+        self.large, self.large_far = make_pair()
+        self.sent = 0
+        self.done = 0
+        self.retiring = False
+        self.alone = False
+        self.kill_at: dict[int, float] = {}
+        self.killed_for: set[int] = set()
+
+    def busy(self) -> int:
+        """How many tasks it has been given and not answered."""
+        return sum(len(lane.inflight) for lane in self.lanes.values())
+
+    def descriptors(self) -> list[int]:
+        """What another child must close of it."""
+        ends = [self.small, self.large, *(end for lane in self.lanes.values() for end in (lane.near, lane.far))]
+        return [end.fileno() for end in ends] + ([self.pidfd] if self.pidfd >= 0 else [])
+
+    def close(self) -> None:
+        """Closes all that the parent holds of it."""
+        for lane in self.lanes.values():
+            lane.close()
+        self.small.close()
+        self.large.close()
+        self.slots.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A child that is gone.
+
+    Attributes:
+        pid: It was.
+        reason: In words.
+        guilty: Runs for which it was killed.
+        begun: Other runs it had begun.
+        untouched: What it was given and had not begun.
+        early: Whether it died before it had run anything.
+    """
+
+    pid: int
+    reason: str
+    guilty: list[Job]
+    begun: list[Job]
+    untouched: list[Job]
+    early: bool
+
+
+class Pool:
+    """The children of one worker.
+
+    Args:
+        work: What each child can do.
+        size: How many there should be.
+        selector: Of the parent's loop; registered files have their callback as data.
+        on_outcomes: Called with a child's outcomes, as they come.
+        on_death: Called when a child is gone, after its last outcomes.
+        foreign: Descriptors that children must close.
+        max_tasks: Runs after which a child is replaced.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        size: int,
+        selector: selectors.BaseSelector,
+        on_outcomes: Callable[[list[tuple[Job, OutcomeFrame]]], None],
+        on_death: Callable[[Death], None],
+        foreign: Callable[[], Iterable[int]],
+        *,
+        max_tasks: float,
+        max_memory: float,
+    ) -> None:
+        self._work = work
+        self._size = size
+        self._selector = selector
+        self._on_outcomes = on_outcomes
+        self._on_death = on_death
+        self._foreign = foreign
+        self._max_tasks = max_tasks
+        self._max_memory = max_memory
+        self.children: list[Child] = []
+        self._spawn_at = 0.0
+        self._next = 0
+
+    def fill(self, now: float) -> None:
+        """Starts children until there are as many as there should be."""
+        while now >= self._spawn_at and sum(not child.retiring for child in self.children) < self._size:
+            self._spawn()
+
+    def send(self, lane: str, jobs: deque[Job], *, short: bool) -> None:
+        """Gives jobs to children, idle ones first; what nobody has room for stays.
+
+        Args:
+            lane: Of the jobs.
+            jobs: In order; those that are sent are removed.
+            short: Whether runs are so short that children may be given some ahead.
+        """
+        if not jobs or not self.children:
+            return
+        self._next = (self._next + 1) % len(self.children)
+        order = self.children[self._next :] + self.children[: self._next]
+        for ahead in (0, AHEAD) if short and lane == SYNC else (0,):
+            for child in order:
+                while jobs and self._has_room(child, child.lanes[lane], jobs[0], ahead):
+                    if not self._give(child, child.lanes[lane], jobs[0]):
+                        break
+                    jobs.popleft()
+
+    def free(self, lane: str) -> int:
+        """How many tasks of a lane could begin at once."""
+        return sum(
+            max(0, child.lanes[lane].width - len(child.lanes[lane].inflight))
+            for child in self.children
+            if not child.retiring and not child.alone
+        )
+
+    def inflight(self, lane: str) -> int:
+        """How many tasks of a lane children have been given."""
+        return sum(len(child.lanes[lane].inflight) for child in self.children)
+
+    def jobs(self) -> Iterable[Job]:
+        """All that children have been given."""
+        return [job for child in self.children for lane in child.lanes.values() for job in lane.inflight.values()]
+
+    def take_back(self, now: float, *, everything: bool = False) -> list[Job]:
+        """What lies unread behind runs that take long, or all that is unread; in order."""
+        jobs: list[Job] = []
+        for child in self.children:
+            for lane in child.lanes.values():
+                stuck = len(lane.inflight) > lane.width and now - lane.moved_at > STUCK
+                if lane.inflight and (everything or stuck):
+                    jobs.extend(lane.take_back())
+        for job in jobs:
+            job.sent_at = 0.0
+        return sorted(jobs, key=lambda job: job.sequence)
+
+    def stop(self, job: Job, reason: int, now: float) -> bool:
+        """Asks a run to stop, and kills its child if it has not in time; False: no child has it."""
+        for child in self.children:
+            if job.sequence in child.lanes[job.lane].inflight:
+                if job.sequence not in child.kill_at:
+                    child.kill_at[job.sequence] = now + HARD_STOP
+                    self._ask(child, job, reason)
+                return True
+        return False
+
+    def tick(self, now: float) -> list[Job]:
+        """Kills children whose runs would not stop, replaces worn ones; returns runs that are late."""
+        late: list[Job] = []
+        for child in self.children:
+            for sequence in child.slots.late(now):
+                job = child.lanes[SYNC].inflight.get(sequence) or child.lanes[ASYNC].inflight.get(sequence)
+                if job is not None and sequence not in child.kill_at:
+                    late.append(job)
+            self._kill_if_due(child, now)
+            if not child.retiring and self._worn(child):
+                self._retire(child)
+        self.fill(now)
+        return late
+
+    def kill(self) -> None:
+        """Kills every child; their deaths are reported as usual."""
+        for child in self.children:
+            _signal(child.pid, signal.SIGKILL)
+
+    def dump_stacks(self) -> None:
+        """Has every child print what its threads are doing."""
+        for child in self.children:
+            _signal(child.pid, signal.SIGUSR1)
+
+    def shrink(self) -> None:
+        """Lets every child go once it has nothing to do."""
+        self._size = 0
+        for child in list(self.children):
+            self._retire(child)
+
+    def read(self, child: Child) -> bool:
+        """Passes on what a child has answered; True when it has closed its end."""
+        outcomes: list[tuple[Job, OutcomeFrame]] = []
+        gone = False
+        for sock, receive in ((child.small, receive_outcome), (child.large, receive_large_outcome)):
+            with contextlib.suppress(BlockingIOError):
+                while (frame := receive(sock)) is not None:
+                    job = self._answered(child, frame)
+                    if job is not None:
+                        outcomes.append((job, frame))
+                gone = True
+        if outcomes:
+            self._on_outcomes(outcomes)
+        if child.retiring and not child.busy():
+            self._dismiss(child)
+        return gone
+
+    def _answered(self, child: Child, frame: OutcomeFrame) -> Job | None:
+        for lane in child.lanes.values():
+            job = lane.inflight.pop(frame.sequence, None)
+            if job is not None:
+                lane.moved_at = time.monotonic()
+                child.done += 1
+                child.kill_at.pop(frame.sequence, None)
+                if job.suspect:
+                    child.alone = False
+                return job
+        return None
+
+    def _has_room(self, child: Child, lane: Lane, job: Job, ahead: int) -> bool:
+        if child.retiring or child.alone or lane.full or child.sent >= self._max_tasks:
+            return False
+        if job.suspect:
+            return child.busy() == 0
+        return len(lane.inflight) < lane.width + ahead
+
+    def _give(self, child: Child, lane: Lane, job: Job) -> bool:
+        try:
+            send_job(lane.near, job.frame())
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+            self._watch_room(lane)
+            return False
+        job.sent_at = now = time.monotonic()
+        if not lane.inflight:
+            lane.moved_at = now
+        lane.inflight[job.sequence] = job
+        child.sent += 1
+        child.alone = job.suspect
+        return True
+
+    def _watch_room(self, lane: Lane) -> None:
+        lane.full = True
+        self._selector.register(lane.near, selectors.EVENT_WRITE, lambda: self._has_drained(lane))
+
+    def _has_drained(self, lane: Lane) -> None:
+        lane.full = False
+        self._selector.unregister(lane.near)
+
+    def _ask(self, child: Child, job: Job, reason: int) -> None:
+        child.slots.ask_to_stop(job.sequence, reason)
+        if job.lane == SYNC:
+            _signal(child.pid, signal.SIGUSR2)
+        else:
+            with contextlib.suppress(OSError):  # full or gone: the hard stop follows
+                send_stop(child.lanes[ASYNC].near, StopFrame(job.sequence, reason))
+
+    def _kill_if_due(self, child: Child, now: float) -> None:
+        due = {sequence for sequence, moment in child.kill_at.items() if now >= moment}
+        if due and not child.killed_for:
+            child.killed_for = due
+            _signal(child.pid, signal.SIGKILL)
+
+    def _worn(self, child: Child) -> bool:
+        if child.sent >= self._max_tasks:
+            return True
+        return self._max_memory != float("inf") and _memory_of(child.pid) > self._max_memory
+
+    def _retire(self, child: Child) -> None:
+        child.retiring = True
+        if not child.busy():
+            self._dismiss(child)
+
+    def _dismiss(self, child: Child) -> None:
+        """End of file on its work sockets ends it; its death follows."""
+        for lane in child.lanes.values():
+            if lane.full:
+                self._has_drained(lane)
+            lane.close()
+
+    def _spawn(self) -> None:
+        work = self._work
+        slots = Slots(work.threads + work.coroutines, len(work.queues))
+        child = Child(slots, work.threads, work.coroutines)
+        ends = Ends(child.lanes[SYNC].far, child.lanes[ASYNC].far, child.small_far, child.large_far)
+        foreign = [d for other in self.children for d in other.descriptors()]
+        own = [child.small, child.large, child.lanes[SYNC].near, child.lanes[ASYNC].near]
+        foreign += [end.fileno() for end in own]
+        foreign += self._foreign()
+        parent = os.getpid()
+        child.pid = os.fork()
+        if child.pid == 0:
+            run_child(work, slots, ends, foreign, parent)
+        child.small_far.close()
+        child.large_far.close()
+        self._watch(child)
+        self.children.append(child)
+        log.debug("child %d started", child.pid)
+
+    def _watch(self, child: Child) -> None:
+        if hasattr(os, "pidfd_open"):
+            child.pidfd = os.pidfd_open(child.pid)
+            self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._bury(child))
+        self._selector.register(child.small, selectors.EVENT_READ, lambda: self._on_readable(child))
+        self._selector.register(child.large, selectors.EVENT_READ, lambda: self._on_readable(child))
+
+    def _on_readable(self, child: Child) -> None:
+        """Where the kernel has no pidfd, end of file tells of a death."""
+        if self.read(child) and child.pidfd < 0:
+            self._bury(child)
+
+    def _bury(self, child: Child) -> None:
+        self.read(child)
+        _, status = os.waitpid(child.pid, 0)
+        self.children.remove(child)
+        self._selector.unregister(child.small)
+        self._selector.unregister(child.large)
+        if child.pidfd >= 0:
+            self._selector.unregister(child.pidfd)
+        death = self._death(child, status)
+        child.close()
+        if death.early:
+            self._spawn_at = time.monotonic() + RESPAWN_PAUSE
+        self._on_death(death)
+        self.fill(time.monotonic())
+
+    def _death(self, child: Child, status: int) -> Death:
+        untouched: list[Job] = []
+        for lane in child.lanes.values():
+            if lane.full:
+                self._has_drained(lane)
+            if lane.near.fileno() >= 0:
+                untouched += lane.take_back()
+        begun_numbers = set(child.slots.running())
+        left = [job for lane in child.lanes.values() for job in lane.inflight.values()]
+        guilty = [job for job in left if job.sequence in child.killed_for]
+        begun = [job for job in left if job.sequence in begun_numbers and job not in guilty]
+        untouched += [job for job in left if job not in guilty and job not in begun]
+        early = child.done == 0 and not begun and not child.retiring
+        return Death(child.pid, _reason(status), guilty, begun, untouched, early)
+
+
+def _reason(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _memory_of(pid: int) -> int:
+    """Resident bytes of a process; 0 where that cannot be read."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+

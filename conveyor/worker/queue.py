@@ -1,0 +1,133 @@
+"""One queue as a worker sees it: what may lie there, what is to be settled, and how to hear of more."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from conveyor.broker.commands import BATCH, BATCH_BYTES, Settlement
+from conveyor.orchestrator import BLOCK, Clock
+from conveyor.worker.job import ASYNC, SYNC, Job
+
+if TYPE_CHECKING:
+    from conveyor.broker.keys import QueueKeys
+    from conveyor.broker.link import Link
+
+#: Seconds that a bell is left alone while the worker is claiming anyway.
+QUIET: Final = 0.05
+
+
+class WorkerQueue:
+    """A queue's state in one worker.
+
+    Args:
+        index: Its number in frames.
+        keys: Its keys.
+        mailbox: The worker's id in hex.
+    """
+
+    def __init__(self, index: int, keys: QueueKeys, mailbox: str) -> None:
+        self.index = index
+        self.keys = keys
+        self.mailbox = keys.marker(mailbox)
+        self.clock = Clock(keys)
+        self.has_work = {SYNC: True, ASYNC: True}
+        self.calls = 0
+        self.pending: deque[tuple[Job, Settlement]] = deque()
+        self.link: Link
+
+    def settle(self, job: Job, outcome: str, data: bytes = b"", delay_ms: int = 0) -> None:
+        """Has a lease ended with the next call."""
+        self.pending.append((job, Settlement(job.id, job.token, outcome, data, delay_ms)))
+
+    def take_batch(self) -> list[tuple[Job, Settlement]]:
+        """What the next call settles: bounded in number and bytes."""
+        batch: list[tuple[Job, Settlement]] = []
+        size = 0
+        while self.pending and len(batch) < BATCH:
+            size += len(self.pending[0][1].data)
+            if batch and size > BATCH_BYTES:
+                break
+            batch.append(self.pending.popleft())
+        return batch
+
+
+class Bell:
+    """Blocks until there is work, something comes due, or a run is to be stopped.
+
+    It blocks on the markers of lanes that want work and are known to be empty; while the worker is
+    claiming anyway it stays quiet, and when a lane comes to want work it is called back to listen to
+    that as well.
+
+    Args:
+        queues: Those it can hear: all of them, or one on a cluster.
+        beat: Whether to hear what comes due.
+        heard: Called with the queue and "r" or "a" (work) or the id of a task to stop.
+    """
+
+    def __init__(
+        self, queues: Sequence[WorkerQueue], *, beat: bool, heard: Callable[[WorkerQueue, str, bytes], None]
+    ) -> None:
+        self._queues = queues
+        self._beat = beat
+        self._heard = heard
+        self._client_id: int | None = None
+        self._keys: tuple[str, ...] = ()
+        self._called_back = False
+        self._quiet_since = 0.0
+        self._meaning: dict[str, tuple[WorkerQueue, str]] = {}
+        for queue in queues:
+            self._meaning[queue.mailbox] = (queue, "stop")
+            for lane in (SYNC, ASYNC):
+                self._meaning[queue.keys.marker(lane)] = (queue, lane)
+            self._meaning[queue.keys.marker("o")] = (queue, "due")
+        self.link: Link
+
+    def greet(self, link: Link) -> None:
+        """Learns the name of a new connection, by which it can be called back."""
+        self._client_id = None
+        self._keys = ()
+        link.send_first(("CLIENT", "ID"), self._learn)
+
+    def listen(self, wanted: dict[str, bool], now: float) -> None:
+        """Listens for what is wanted now: lanes that have room."""
+        keys = [queue.mailbox for queue in self._queues]
+        if self._beat:
+            keys += [queue.keys.marker("o") for queue in self._queues]
+        claiming = False
+        for lane, want in wanted.items():
+            for queue in self._queues:
+                if want and queue.has_work[lane]:
+                    claiming = True
+                elif want:
+                    keys.append(queue.keys.marker(lane))
+        if self._keys:
+            self._call_back_if_deaf(keys)
+        elif self._client_id is not None and not (claiming and now < self._quiet_since + QUIET):
+            self._block(tuple(keys))
+
+    def _block(self, keys: tuple[str, ...]) -> None:
+        self._keys = keys
+        self._called_back = False
+        self.link.send(("BZPOPMIN", *keys, BLOCK), self._woken)
+
+    def _call_back_if_deaf(self, keys: list[str]) -> None:
+        if not self._called_back and not set(keys) <= set(self._keys):
+            self._called_back = True
+            self._queues[0].link.send(("CLIENT", "UNBLOCK", self._client_id), lambda _: None)
+
+    def _woken(self, popped: list[Any] | None) -> None:
+        self._keys = ()
+        self._quiet_since = time.monotonic()
+        if not popped:
+            return
+        queue, meaning = self._meaning[popped[0].decode()]
+        if meaning == "due":
+            queue.clock.ring()
+        else:
+            self._heard(queue, meaning, popped[1])
+
+    def _learn(self, client_id: int | None) -> None:
+        self._client_id = client_id

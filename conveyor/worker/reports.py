@@ -1,0 +1,38 @@
+"""Log lines about runs. Arguments and results are in none of them."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import msgpack
+
+from conveyor.worker.frames import Outcome, OutcomeFrame
+
+if TYPE_CHECKING:
+    from conveyor.worker.job import Job
+
+
+def report_outcome(log: logging.Logger, job: Job, frame: OutcomeFrame) -> None:
+    """Says how a run ended."""
+    extra = {"task": job.name.decode(errors="replace"), "id": job.id.decode(errors="replace")}
+    elapsed = _elapsed(frame.elapsed_us)
+    if frame.outcome == Outcome.SUCCESS:
+        log.debug("%s succeeded in %s", job, elapsed, extra=extra)
+    elif frame.outcome in (Outcome.ERROR, Outcome.FATAL):
+        kind, message, traceback = msgpack.unpackb(frame.data, unicode_errors="replace")
+        level = logging.WARNING if frame.outcome == Outcome.ERROR else logging.ERROR
+        log.log(level, "%s raised %s: %s after %s", job, kind, _one_line(message), elapsed, extra=extra)
+        if traceback:
+            log.debug("%s", traceback.rstrip())
+    else:
+        log.info("%s: %s after %s", job, Outcome.NAMES[frame.outcome], elapsed, extra=extra)
+
+
+def _elapsed(microseconds: int) -> str:
+    return f"{microseconds / 1e6:.1f}s" if microseconds >= 1e6 else f"{microseconds / 1e3:.1f}ms"
+
+
+def _one_line(text: str) -> str:
+    """Control characters are escaped: a message cannot forge a line of the log."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:500])

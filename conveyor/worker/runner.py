@@ -1,0 +1,244 @@
+"""Runs one task in a child: from the record to the outcome, the same for every lane.
+
+Whatever a task does, it ends in an outcome: arguments that cannot be decoded, results that cannot be
+encoded, an exception whose text cannot be had, a `SystemExit`. A run that was asked to stop has that
+outcome even if it goes on to return something.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from conveyor.backoff import DEFAULT_BACKOFF
+from conveyor.broker.commands import Snapshot
+from conveyor.context import Context
+from conveyor.errors import PayloadTooLarge, Retry, SerializationError, TaskTimeout
+from conveyor.records import LEASE, Options, pack_error, payload_of
+from conveyor.worker.frames import JobFrame, Outcome, OutcomeFrame, send_outcome
+
+if TYPE_CHECKING:
+    import socket
+
+    from conveyor.client import Client
+    from conveyor.task import Definition
+    from conveyor.worker.slots import Slots
+
+#: Why a run is asked to stop.
+TIMED_OUT: Final = 1
+CANCELLED: Final = 2
+#: Longest text kept of an error's message and of its traceback, in characters.
+MESSAGE_LIMIT: Final = 8_192
+TRACEBACK_LIMIT: Final = 32_768
+
+_ERROR_RETRIES_AT = 52
+
+
+@dataclass(slots=True)
+class Run:
+    """A task on the verge of being run.
+
+    Attributes:
+        job: As the parent sent it.
+        slot: Where it is noted.
+        definition: What to run.
+        args: Decoded; with the context first where the task binds it.
+        kwargs: Decoded.
+        context: The run's own.
+        options: The child's part of the options.
+        started: When it began, monotonic.
+    """
+
+    job: JobFrame
+    slot: int
+    definition: Definition
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    context: Context
+    options: Options
+    started: float
+
+
+class Runner:
+    """Turns records into runs and what came of them into outcomes.
+
+    Args:
+        tasks: What this child can run, by name.
+        client: For decoding, and for what tasks themselves send.
+        queues: Names of the worker's queues, by their number in frames.
+        slots: Where runs are noted.
+        small: For outcomes.
+        large: For outcomes that need a file.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[bytes, Definition],
+        client: Client,
+        queues: Sequence[str],
+        slots: Slots,
+        small: socket.socket,
+        large: socket.socket,
+    ) -> None:
+        self._tasks = tasks
+        self._client = client
+        self._queues = queues
+        self._slots = slots
+        self._small = small
+        self._large = large
+        self._pid = os.getpid()
+        self._rng = random.Random()
+
+    def begin(self, job: JobFrame, slot: int) -> Run | None:
+        """Notes a run and decodes it; None when there is nothing to run, and its outcome was sent."""
+        now = time.monotonic()
+        if self._lease_passed(job, now):
+            self._send(job, Outcome.RELEASE, b"", 0, 0)
+            return None
+        try:
+            payload = payload_of(job.record)
+            options = Options.unpack(payload.options)
+            args, kwargs = self._client.codec.decode_call(payload.call)
+        except SerializationError as error:
+            self._send(job, Outcome.FATAL, pack_error("SerializationError", str(error)), 0, 0)
+            return None
+        definition = self._tasks[payload.name.encode()]
+        context = Context(
+            self._client, self._queues[job.queue], job.id.decode(), payload.name, job.record[10:22], job.record
+        )
+        if definition.bind:
+            args = (context, *args)
+        self._slots.begin(slot, job.sequence, now + options.execution_timeout if options.execution_timeout else 0.0)
+        return Run(job, slot, definition, args, kwargs, context, options, now)
+
+    def succeed(self, run: Run, value: Any) -> None:
+        """Sends what the task returned, unless it was asked to stop or cannot be sent."""
+        if os.getpid() != self._pid:
+            os._exit(0)  # the task forked, and this is the copy: the original answers
+        if self._slots.stop_asked(run.slot):
+            self._stopped(run, "")
+            return
+        try:
+            data = self._client.codec.encode(value, f"{run.definition.name}(): the result")
+            self._check_size(run, data)
+        except SerializationError as error:
+            self._end(run, Outcome.FATAL, pack_error(type(error).__name__, str(error)))
+        else:
+            self._end(run, Outcome.SUCCESS, data)
+
+    def fail(self, run: Run, error: BaseException) -> None:
+        """Sends what the task raised."""
+        if os.getpid() != self._pid:
+            os._exit(1)
+        if self._slots.stop_asked(run.slot):
+            self._stopped(run, describe_traceback(error))
+            return
+        delay = self._delay(run, error)
+        outcome = Outcome.FATAL if delay is None else Outcome.ERROR
+        self._end(run, outcome, describe(error), delay or 0.0)
+
+    def _lease_passed(self, job: JobFrame, now: float) -> bool:
+        """Whether the parent was silent for so long that the task may be running elsewhere by now."""
+        _, _, stall_ms, acknowledge_ms, _ = LEASE.unpack_from(job.record)
+        # A renewal of the queue covers what was due; the rest was renewed up to an interval earlier.
+        renewed = self._slots.renewal(job.queue) - acknowledge_ms / 1000
+        return now > max(job.claimed_at, renewed) + stall_ms / 1000
+
+    def _stopped(self, run: Run, trace: str) -> None:
+        if self._slots.stop_asked(run.slot) == CANCELLED:
+            self._end(run, Outcome.CANCELLED, b"")
+            return
+        error = timeout_error(run.options)
+        delay = self._delay(run, error)
+        outcome = Outcome.FATAL if delay is None else Outcome.ERROR
+        self._end(run, outcome, pack_error("TaskTimeout", str(error), trace), delay or 0.0)
+
+    def _end(self, run: Run, outcome: int, data: bytes, delay: float = 0.0) -> None:
+        elapsed = int((time.monotonic() - run.started) * 1e6)
+        self._send(run.job, outcome, data, round(delay * 1000), elapsed)
+        self._slots.end(run.slot)
+
+    def _send(self, job: JobFrame, outcome: int, data: bytes, delay_ms: int, elapsed_us: int) -> None:
+        frame = OutcomeFrame(
+            job.sequence, outcome, min(delay_ms, 0xFFFFFFFF), min(elapsed_us, 0xFFFFFFFF), data
+        )
+        send_outcome(self._small, self._large, frame)
+
+    def _check_size(self, run: Run, data: bytes) -> None:
+        limit = self._client.settings.max_payload
+        if len(data) > limit:
+            raise PayloadTooLarge(
+                f"{run.definition.name}(): the result is {len(data):,} bytes, over max_payload "
+                f"({limit:,}): store it elsewhere and return a reference"
+            )
+
+    def _delay(self, run: Run, error: BaseException) -> float | None:
+        """Seconds until the retry, or None when this error is not to be retried."""
+        if isinstance(error, Retry):
+            return self._backoff(run, error) if error.delay is None else error.delay
+        if not may_retry(run.definition.options, error):
+            return None
+        return self._backoff(run, error)
+
+    def _backoff(self, run: Run, error: BaseException) -> float:
+        retry = int.from_bytes(run.job.record[_ERROR_RETRIES_AT : _ERROR_RETRIES_AT + 4], "little") + 1
+        chosen: Callable[..., float] | Any = run.definition.options.get("backoff")
+        if run.options.backoff is None and callable(chosen):
+            return self._call_backoff(run, chosen, error)
+        return (run.options.backoff or DEFAULT_BACKOFF).delay(retry, self._rng)
+
+    def _call_backoff(self, run: Run, backoff: Callable[..., float], error: BaseException) -> float:
+        record = self._client.decode(
+            run.context._queue, run.context._id, Snapshot(run.job.record, {})
+        )
+        try:
+            return max(0.0, float(backoff(record, error)))
+        except Exception:
+            run.context.log.exception("the backoff of %s failed: the default is used", run.definition.name)
+            return DEFAULT_BACKOFF.delay(record.error_retries + 1, self._rng)
+
+
+def may_retry(options: Mapping[str, Any], error: BaseException) -> bool:
+    """Whether a task's `retry_on` and `no_retry_on` let this error be retried."""
+    refused = options.get("no_retry_on")
+    if refused is not None and isinstance(error, _classes(refused)):
+        return False
+    wanted = options.get("retry_on")
+    return wanted is None or isinstance(error, _classes(wanted))
+
+
+def timeout_error(options: Options) -> TaskTimeout:
+    """What a run that took too long ends with."""
+    return TaskTimeout(f"the run took longer than its execution_timeout of {options.execution_timeout} s")
+
+
+def describe(error: BaseException) -> bytes:
+    """An error as it is stored: its type, its message, its traceback."""
+    return pack_error(type(error).__qualname__, _message(error), describe_traceback(error))
+
+
+def describe_traceback(error: BaseException) -> str:
+    """The traceback from the task's own function on, bounded: the end says most."""
+    own = error.__traceback__.tb_next if error.__traceback__ else None
+    try:
+        text = "".join(traceback.format_exception(type(error), error, own))
+    except Exception as failure:
+        text = "".join(traceback.format_tb(own)) + f"(the error cannot be formatted: {type(failure).__name__})"
+    return text if len(text) <= TRACEBACK_LIMIT else "…" + text[-TRACEBACK_LIMIT:]
+
+
+def _message(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception as failure:
+        return f"(its message cannot be had: {type(failure).__name__})"
+    return text if len(text) <= MESSAGE_LIMIT else text[:MESSAGE_LIMIT] + "…"
+
+
+def _classes(given: type[BaseException] | Sequence[type[BaseException]]) -> tuple[type[BaseException], ...]:
+    return (given,) if isinstance(given, type) else tuple(given)

@@ -1,0 +1,447 @@
+"""The parent's loop: claims batches, hands single tasks to children, settles outcomes.
+
+It runs no task, so a task that holds the interpreter for minutes costs no lease. One call to the
+server is in flight at a time: what comes in meanwhile goes with the next one, so batches form by
+themselves. Every call may be repeated after a lost reply (see `broker/link.py`), and every lease is
+ended with its token, so a reply that never came and a worker that came back too late change nothing.
+
+If this process dies, its children die with it, its leases run out, and whoever looks next runs those
+tasks again: each counts as stalled, since nobody can tell which had begun.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import selectors
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from conveyor.broker import commands
+from conveyor.broker.commands import BATCH, Settled, Verdict
+from conveyor.broker.link import Link
+from conveyor.worker.announcement import announcement
+from conveyor.worker.child import Work
+from conveyor.worker.deaths import settle_death
+from conveyor.worker.frames import Outcome, OutcomeFrame
+from conveyor.worker.job import ASYNC, SYNC, Job
+from conveyor.worker.leases import Leases
+from conveyor.worker.pool import SHORT_RUN, Death, Pool
+from conveyor.worker.queue import Bell, WorkerQueue
+from conveyor.worker.reports import report_outcome
+from conveyor.worker.runner import CANCELLED, TIMED_OUT
+from conveyor.worker.window import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from conveyor.client import Client
+    from conveyor.task import BaseTask
+    from conveyor.worker.plan import WorkerPlan
+
+log = logging.getLogger("conveyor.worker")
+
+#: Seconds between looks at runs while any are held.
+TICK: Final = 0.05
+#: Seconds between announcements, and how long one holds.
+HEARTBEAT: Final = 30.0
+HEARTBEAT_HOLDS_MS: Final = 95_000
+#: Most bytes of records held at once.
+HELD_BYTES: Final = 16 * 1_048_576
+#: Seconds after the grace that the last outcomes may take to reach the server.
+LAST_WORDS: Final = 5.0
+
+
+class Supervisor:
+    """One worker's parent.
+
+    Args:
+        client: The app's.
+        tasks: What can be run here, by name.
+        plan: What to be.
+    """
+
+    def __init__(self, client: Client, tasks: Mapping[str, BaseTask[..., object]], plan: WorkerPlan) -> None:
+        self.id = os.urandom(4)
+        self.plan = plan
+        self.selector = selectors.DefaultSelector()
+        self.paused = False
+        self._settings = client.settings
+        self._broker = client.broker
+        self._definitions = {name.encode(): task.definition for name, task in tasks.items()}
+        self._lanes = {n: ASYNC if d.is_async else SYNC for n, d in self._definitions.items()}
+        self._queues = [
+            WorkerQueue(index, self._broker.keys(name), self.id.hex()) for index, name in enumerate(plan.queues)
+        ]
+        self._ready: dict[str, deque[Job]] = {SYNC: deque(), ASYNC: deque()}
+        self._windows = {lane: Window(time.monotonic()) for lane in (SYNC, ASYNC)}
+        self._claiming = {SYNC: 0, ASYNC: 0}
+        self._leases = Leases()
+        self._held_bytes = 0
+        self._sequence = 0
+        self._next_tick = 0.0
+        self._next_heartbeat = 0.0
+        self._stop_by: float | None = None
+        self._killing = False
+        self._links: list[Link] = []
+        self._bells: list[Bell] = []
+        self._pool = self._make_pool(client)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a shutdown has begun."""
+        return self._stop_by is not None
+
+    def run(self) -> None:
+        """Works until a shutdown is done, or in burst mode until the queues are empty."""
+        self._open()
+        self._pool.fill(time.monotonic())
+        while not self._finished():
+            self._turn()
+            for key, _ in self.selector.select(self._pause()):
+                key.data()
+        self._close()
+
+    def shut_down(self) -> None:
+        """Begins a warm shutdown: nothing more is taken, what has not begun goes back at once."""
+        if self.stopping:
+            return
+        self._stop_by = time.monotonic() + self.plan.grace
+        self._release(self._pool.take_back(time.monotonic(), everything=True))
+        self._release_ready(SYNC)
+        self._release_ready(ASYNC)
+        self._pool.shrink()
+
+    def kill(self) -> None:
+        """Ends every run now; the tasks go back uncounted."""
+        self.shut_down()
+        if not self._killing:
+            self._killing = True
+            self._stop_by = time.monotonic()
+            self._pool.kill()
+
+    def dump_stacks(self) -> None:
+        """Logs what each child is running, and has it print its stacks."""
+        for job in self._pool.jobs():
+            log.info("%s has been here for %.1fs", job, time.monotonic() - job.claimed_at)
+        self._pool.dump_stacks()
+
+    def _make_pool(self, client: Client) -> Pool:
+        plan = self.plan
+        coroutines = plan.coroutines if ASYNC in self._lanes.values() else 0
+        work = Work(self._definitions, client, plan.queues, plan.threads, coroutines)
+        return Pool(
+            work,
+            plan.concurrency,
+            self.selector,
+            self._on_outcomes,
+            self._on_death,
+            self._descriptors,
+            max_tasks=plan.max_tasks,
+            max_memory=plan.max_memory,
+        )
+
+    def _descriptors(self) -> Iterable[int]:
+        files = [link.fileno() for link in self._links] + [self.selector.fileno()]  # type: ignore[attr-defined]
+        return [descriptor for descriptor in files if descriptor >= 0]
+
+    def _open(self) -> None:
+        """On a cluster each queue has its own connections, elsewhere all share two."""
+        groups = [[queue] for queue in self._queues] if self._broker.server.clustered else [self._queues]
+        for group in groups:
+            memory = group[0].keys.memory
+            bell = Bell(group, beat=self.plan.beat, heard=self._on_heard)
+            link = Link(
+                self._broker.server, memory, self.selector, lambda link, group=group: self._greet(link, group)
+            )
+            bell.link = Link(self._broker.server, memory, self.selector, bell.greet, blocking=True)
+            for queue in group:
+                queue.link = link
+            self._links += [link, bell.link]
+            self._bells.append(bell)
+        for queue in self._queues:
+            self._broker.announce(queue.keys.queue)
+            self._unpark(queue, 0)
+
+    def _greet(self, link: Link, queues: Sequence[WorkerQueue]) -> None:
+        """On a new connection nothing of what was known about the server holds."""
+        self._leases.make_all_due(time.monotonic())
+        for queue in queues:
+            queue.has_work = {SYNC: True, ASYNC: True}
+            queue.clock.ring()
+            about = announcement(self.plan)
+            link.send_first(
+                commands.hello(queue.keys, self.id.hex(), HEARTBEAT_HOLDS_MS, about), lambda _: None
+            )
+
+    def _unpark(self, queue: WorkerQueue, start: int) -> None:
+        names = [name.decode() for name in self._definitions]
+
+        def go_on(following: int | None) -> None:
+            if following is not None and following >= 0:
+                self._unpark(queue, following)
+
+        queue.link.send(commands.unpark(queue.keys, start, names), go_on)
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        for link in self._links:
+            link.tick(now)
+        if now >= self._next_tick:
+            self._tick(now)
+        if now >= self._next_heartbeat:
+            self._announce(now)
+        if self.plan.beat:
+            for queue in self._queues:
+                queue.clock.run(queue.link, now)
+        self._renew(now)
+        self._pump(now)
+
+    def _pause(self) -> float | None:
+        moments = [link.deadline() for link in self._links]
+        if self.plan.beat:
+            moments += [queue.clock.deadline(queue.link) for queue in self._queues]
+        moments += [self._leases.next_due(), self._next_heartbeat, self._stop_by if not self._killing else None]
+        if len(self._leases) or self.stopping:
+            moments.append(self._next_tick)
+        nearest = min(moment for moment in moments if moment is not None)
+        return max(0.0, nearest - time.monotonic())
+
+    def _finished(self) -> bool:
+        settled = not len(self._leases) and not any(queue.pending for queue in self._queues)
+        if self.stopping:
+            assert self._stop_by is not None
+            out_of_time = time.monotonic() > self._stop_by + LAST_WORDS
+            quiet = not any(self._claiming.values())
+            return (settled and quiet and not self._pool.children) or (out_of_time and self._killing)
+        if not self.plan.burst:
+            return False
+        empty = not any(work for queue in self._queues for work in queue.has_work.values())
+        return settled and empty and not any(self._claiming.values())
+
+    def _close(self) -> None:
+        self._pool.kill()
+        for queue in self._queues:
+            if queue.link.connected:
+                goodbye = commands.hello(queue.keys, self.id.hex(), 0, b"")
+                self._broker.run(goodbye)
+        for link in self._links:
+            link.close()
+        while self._pool.children:
+            for key, _ in self.selector.select():
+                key.data()
+        self.selector.close()
+
+    def _tick(self, now: float) -> None:
+        """Looks after runs that take long."""
+        self._next_tick = now + TICK
+        for job in self._pool.tick(now):
+            job.stop = TIMED_OUT
+            self._pool.stop(job, TIMED_OUT, now)
+        for job in reversed(self._pool.take_back(now)):
+            self._ready[job.lane].appendleft(job)
+        for lane, window in self._windows.items():
+            if window.silent(now):
+                window.close()
+                self._hand_out(lane)
+                self._release_ready(lane)
+        if self._stop_by is not None and now >= self._stop_by and not self._killing:
+            log.warning("the grace of %.0fs is over: interrupting what still runs", self.plan.grace)
+            self.kill()
+
+    def _announce(self, now: float) -> None:
+        self._next_heartbeat = now + HEARTBEAT
+        for queue in self._queues:
+            if queue.link.connected and not self.stopping:
+                command = commands.hello(queue.keys, self.id.hex(), HEARTBEAT_HOLDS_MS, announcement(self.plan))
+                queue.link.send(command, lambda _: None)
+
+    def _renew(self, now: float) -> None:
+        due = self._leases.next_due()
+        if due is None or due > now:
+            return
+        jobs = self._leases.take_due(now, BATCH)
+        queue = self._queues[jobs[0].queue]
+
+        def renewed(verdicts: Sequence[int] | None) -> None:
+            if verdicts is None:
+                return
+            if len(jobs) < BATCH:
+                for child in self._pool.children:
+                    child.slots.renewed(queue.index, now)
+            for job, verdict in zip(jobs, verdicts, strict=True):
+                if verdict == Verdict.STALE:
+                    self._lost(job)
+                elif verdict == Verdict.CANCEL_ASKED:
+                    self._cancel(job)
+
+        queue.link.send(commands.renew(queue.keys, [(job.id, job.token) for job in jobs]), renewed)
+
+    def _pump(self, now: float) -> None:
+        """Hands out what is held, settles and claims where no call is in flight, listens for more."""
+        for lane in self._ready:
+            self._hand_out(lane)
+        wants = {lane: self._wanted(lane) for lane in self._ready}
+        for link in self._links[::2]:
+            if link.idle:
+                self._exchange(link, wants)
+        listening = {lane: want > 0 for lane, want in wants.items()}
+        for bell in self._bells:
+            bell.listen(listening, now)
+
+    def _hand_out(self, lane: str) -> None:
+        self._pool.send(lane, self._ready[lane], short=self._windows[lane].average < SHORT_RUN)
+
+    def _wanted(self, lane: str) -> int:
+        """How many more tasks of a lane to claim."""
+        if self.stopping or self.paused or self._held_bytes > HELD_BYTES:
+            return 0
+        width = self.plan.threads if lane == SYNC else self._async_width()
+        if not width:
+            return 0
+        slots = sum(not child.retiring for child in self._pool.children) * width
+        ahead = self._windows[lane].ahead(self.plan.concurrency * (width if lane == SYNC else 1))
+        held = len(self._ready[lane]) + self._pool.inflight(lane) + self._claiming[lane]
+        return max(0, min(BATCH, slots + ahead - held))
+
+    def _async_width(self) -> int:
+        return self.plan.coroutines if ASYNC in self._lanes.values() else 0
+
+    def _exchange(self, link: Link, wants: dict[str, int]) -> None:
+        queues = [queue for queue in self._queues if queue.link is link]
+        chosen = {lane: self._choose(queues, lane) if wants[lane] else None for lane in wants}
+        queue = next((queue for queue in queues if queue.pending), None) or chosen[SYNC] or chosen[ASYNC]
+        if queue is None:
+            return
+        asked = {lane: wants[lane] if chosen[lane] is queue else 0 for lane in wants}
+        batch = queue.take_batch()
+        if not batch and not any(asked.values()):
+            return
+        queue.calls += 1
+        for lane, want in asked.items():
+            self._claiming[lane] += want
+            wants[lane] -= want
+        now = time.monotonic()
+        command = commands.settle(
+            queue.keys,
+            self.id,
+            queue.calls,
+            [settlement for _, settlement in batch],
+            sync=asked[SYNC],
+            asynchronous=asked[ASYNC],
+            keep_success=min(int(min(self._settings.retain_success_count, 2**53)), 2**53),
+            park_ms=round(min(self._settings.unknown_task_grace, 1e9) * 1000),
+        )
+        link.send(command, lambda answer: self._on_settled(queue, asked, now, answer))
+
+    def _choose(self, queues: Sequence[WorkerQueue], lane: str) -> WorkerQueue | None:
+        """The queue to claim from: the first with work, or one drawn by weight."""
+        with_work = [queue for queue in queues if queue.has_work[lane]]
+        if not with_work or self.plan.weights is None:
+            return next(iter(with_work), None)
+        return random.choices(with_work, [self.plan.weights[queue.index] for queue in with_work])[0]
+
+    def _on_settled(
+        self, queue: WorkerQueue, asked: dict[str, int], sent_at: float, answer: Settled | None
+    ) -> None:
+        for lane, want in asked.items():
+            self._claiming[lane] -= want
+        if answer is None:
+            return
+        for lane, want in asked.items():
+            if want:
+                queue.has_work[lane] = lane.encode() in answer.left
+        claimed = answer.claimed
+        for i in range(0, len(claimed), 2):
+            self._take(queue, claimed[i], claimed[i + 1], sent_at)
+        if self.stopping:
+            self._release_ready(SYNC)
+            self._release_ready(ASYNC)
+
+    def _take(self, queue: WorkerQueue, task_id: bytes, record: bytes, sent_at: float) -> None:
+        self._sequence += 1
+        job = Job(self._sequence, queue.index, task_id, record, sent_at)
+        self._leases.add(job, sent_at)
+        self._held_bytes += len(record)
+        lane = self._lanes.get(job.name)
+        if lane is None:
+            name = job.name.decode(errors="replace")
+            log.warning("no task is named %r here: %s is parked until a worker knows it", name, job)
+            self._settle(job, "park", f"this worker does not know {name}".encode())
+            return
+        job.lane = lane
+        self._ready[lane].append(job)
+
+    def _settle(self, job: Job, outcome: str, data: bytes = b"", delay_ms: int = 0) -> None:
+        self._leases.drop(job)
+        self._held_bytes -= len(job.record)
+        self._queues[job.queue].settle(job, outcome, data, delay_ms)
+
+    def _on_outcomes(self, outcomes: list[tuple[Job, OutcomeFrame]]) -> None:
+        now = time.monotonic()
+        for job, frame in outcomes:
+            self._windows[job.lane].ran(frame.elapsed_us / 1e6, now)
+            if frame.outcome != Outcome.SUCCESS or log.isEnabledFor(logging.DEBUG):
+                report_outcome(log, job, frame)
+            self._settle(job, Outcome.NAMES[frame.outcome], frame.data, frame.delay_ms)
+
+    def _on_death(self, death: Death) -> None:
+        if not self._killing and (death.begun or death.guilty or death.early):
+            log.error("child %d %s; running there: %s", death.pid, death.reason, _names(death.begun + death.guilty))
+        for job in death.untouched:
+            job.sent_at = 0.0
+        for job in sorted(death.untouched, key=lambda job: -job.sequence):
+            self._ready[job.lane].appendleft(job)
+        for job, outcome, data, delay_ms in settle_death(death, self._definitions, shutting_down=self._killing):
+            self._settle(job, outcome, data, delay_ms)
+        if self.stopping:
+            self._release_ready(SYNC)
+            self._release_ready(ASYNC)
+
+    def _on_heard(self, queue: WorkerQueue, meaning: str, member: bytes) -> None:
+        if meaning == "stop":
+            job = self._leases.find(queue.index, member)
+            if job is not None:
+                self._cancel(job)
+            return
+        queue.has_work[meaning] = True
+        if self._wanted(meaning) == 0:
+            # It woke this worker, which has no room any more: somebody else may have.
+            queue.link.send(("ZADD", queue.keys.marker(meaning), 0, "ready"), lambda _: None)
+
+    def _cancel(self, job: Job) -> None:
+        """Ends a task that has not begun here, or stops its run."""
+        now = time.monotonic()
+        for other in reversed(self._pool.take_back(now, everything=True)):
+            self._ready[other.lane].appendleft(other)
+        if job in self._ready[job.lane]:
+            self._ready[job.lane].remove(job)
+            self._settle(job, "cancelled")
+            return
+        job.stop = CANCELLED
+        self._pool.stop(job, CANCELLED, now)
+
+    def _lost(self, job: Job) -> None:
+        """Another run may be under way: what has not begun here must not begin."""
+        log.warning("the lease of %s was lost", job)
+        self._leases.drop(job)
+        self._held_bytes -= len(job.record)
+        if job in self._ready[job.lane]:
+            self._ready[job.lane].remove(job)
+
+    def _release(self, jobs: Iterable[Job]) -> None:
+        """Gives back what has not begun, so that the first claimed is first again."""
+        for job in sorted(jobs, key=lambda job: -job.sequence):
+            self._settle(job, "release")
+
+    def _release_ready(self, lane: str) -> None:
+        if self._ready[lane]:
+            jobs = list(self._ready[lane])
+            self._ready[lane].clear()
+            self._release(jobs)
+
+
+def _names(jobs: Sequence[Job]) -> str:
+    return ", ".join(str(job) for job in jobs) or "nothing"

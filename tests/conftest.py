@@ -1,0 +1,30 @@
+"""A server for the whole run, and on it an app of its own for each test."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING
+
+import pytest
+from servers import Server
+
+from conveyor import Conveyor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_numbers = count(1)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A Valkey that all tests share; one that harms its server starts its own."""
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def app(server: Server) -> Iterator[Conveyor]:
+    """An app that meets no other test's on the shared server."""
+    with Conveyor(f"test-{next(_numbers)}", broker=server.url) as app:
+        yield app

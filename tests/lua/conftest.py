@@ -1,0 +1,33 @@
+"""The engine's tests run on each kind of server there is: Valkey, and Redis 7.0 of Debian."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from engine import Engine, Worker
+from servers import Server, binaries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from conveyor import Conveyor
+
+
+@pytest.fixture(scope="session", params=binaries())
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server of each kind that all tests share."""
+    with Server(request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def engine(app: Conveyor) -> Engine:
+    """The app's queue, its clock stopped."""
+    return Engine(app)
+
+
+@pytest.fixture
+def worker(engine: Engine) -> Worker:
+    """A worker of that queue."""
+    return Worker(engine)
