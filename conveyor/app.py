@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from datetime import tzinfo
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -34,21 +34,27 @@ from conveyor.signature import Signature, annotated_types
 from conveyor.task import AsyncTask, BaseTask, Call, Definition, Task, asend_all, send_all
 
 if TYPE_CHECKING:
-    from datetime import tzinfo
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
     from types import TracebackType
 
-    from conveyor.broker.connect import Client as RedisClient
+    from conveyor.broker.target import Client as RedisClient
     from conveyor.context import Context
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+#: Longest name of a task, in characters.
+MAX_NAME = 500
+
 
 class Decorator(Protocol):
     """What `@app.task(...)` returns: makes tasks of functions."""
 
+    # An `async def` fits both; the first that fits is taken, and a coroutine is never the result.
     @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    def __call__(  # type: ignore[overload-overlap]
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
     @overload
     def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
 
@@ -57,7 +63,7 @@ class BoundDecorator(Protocol):
     """What `@app.task(bind=True, ...)` returns: the function's first parameter is the `Context`."""
 
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]
         self, function: Callable[Concatenate[Context, P], Coroutine[Any, Any, R]], /
     ) -> AsyncTask[P, R]: ...
     @overload
@@ -110,12 +116,12 @@ class Conveyor:
             directory=self.module.parent if self.module else Path.cwd(),
         )
         self.tasks: dict[str, BaseTask[..., Any]] = {}
-        self._broker = broker
-        self._types = list(types)
+        if broker is None:
+            broker = os.environ.get("CONVEYOR_BROKER") or "embedded://"
         self.client = Client(
-            self._connect,
+            Server(broker, module=self.module),
             self.namespace,
-            codec=Codec(self._types),
+            codec=Codec(types),
             settings=self.settings,
             timezone=_timezone(timezone),
         )
@@ -125,7 +131,9 @@ class Conveyor:
         return f"<Conveyor {self.name}>"
 
     @overload
-    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    def task(  # type: ignore[overload-overlap]
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
     @overload
     def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
     @overload
@@ -143,9 +151,11 @@ class Conveyor:
             ConfigurationError: An option does not exist or has a value that is not allowed, a
                 parameter is named `at` or `after`, or another task has this name.
         """
-        if function is not None:
+
+        def declare(function: Callable[..., Any]) -> BaseTask[..., Any]:
             return self._declare(function, bind, options)
-        return lambda function: self._declare(function, bind, options)
+
+        return declare if function is None else declare(function)
 
     def result(self, task_id: str, queue: str | None = None) -> TaskResult[Any]:
         """A handle of a task that was sent before, from its id.
@@ -204,30 +214,24 @@ class Conveyor:
         """Closes."""
         await self.aclose()
 
-    def _connect(self) -> Server:
-        broker = self._broker
-        if broker is None:
-            broker = os.environ.get("CONVEYOR_BROKER") or "embedded://"
-        return Server(broker, module=self.module)
-
     def _declare(
         self, function: Callable[..., Any], bind: bool, options: Mapping[str, Any]
     ) -> BaseTask[..., Any]:
-        if not callable(function) or inspect.isclass(function):
-            raise ConfigurationError(f"{function!r} cannot be a task: decorate a function")
-        name = options.get("name") or f"{_module_name(function)}.{function.__qualname__}"
+        name = _task_name(function, options.get("name"))
         refuse_unknown(options, TASK_OPTIONS, f"task {name}")
         is_async = inspect.iscoroutinefunction(function)
         definition = Definition(
-            name,
-            function,
-            Signature(function, name, bind=bind),
-            bind,
-            is_async,
-            dict(options),
-            self.queue,
+            name=name,
+            function=function,
+            signature=Signature(function, name, bind=bind),
+            bind=bind,
+            is_async=is_async,
+            options=dict(options),
+            queue=self.queue,
         )
-        task = (AsyncTask if is_async else Task)(self.client, definition)
+        task: BaseTask[..., Any] = (
+            AsyncTask(self.client, definition) if is_async else Task(self.client, definition)
+        )
         task.plan()
         self._register(task)
         self.client.codec.register(*annotated_types(function))
@@ -251,6 +255,17 @@ def _only_calls(calls: Iterable[Call[R]]) -> list[Call[R]]:
     return found
 
 
+def _task_name(function: Any, given: object) -> str:
+    if not callable(function) or inspect.isclass(function) or not hasattr(function, "__qualname__"):
+        raise ConfigurationError(f"{function!r} cannot be a task: decorate a function")
+    name = f"{_module_name(function)}.{function.__qualname__}" if given is None else given
+    if not isinstance(name, str) or not name or not name.isprintable() or len(name) > MAX_NAME:
+        raise ConfigurationError(
+            f"task name {name!r} is not valid: use 1 to {MAX_NAME} printable characters"
+        )
+    return name
+
+
 def _origin(task: BaseTask[..., Any]) -> str:
     """Where a task is written: a module that is loaded twice declares the same one again."""
     function = inspect.unwrap(task.definition.function)
@@ -260,28 +275,30 @@ def _origin(task: BaseTask[..., Any]) -> str:
 
 def _module_name(function: Callable[..., Any]) -> str:
     """The module's name as a worker would import it, also in a script that is being run."""
-    if function.__module__ != "__main__":
+    if function.__module__ not in ("__main__", "__mp_main__"):
         return function.__module__
     main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
-    if spec is not None:
-        return spec.name.removesuffix(".__main__")
+    if main.__spec__ is not None:
+        return main.__spec__.name.removesuffix(".__main__")
     file = getattr(main, "__file__", None)
     return Path(file).stem if file else "__main__"
 
 
 def _calling_module() -> Path | None:
-    frame = sys._getframe(2)
-    file = frame.f_globals.get("__file__")
+    """The file of the module that creates the app."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__") == __name__:
+        frame = frame.f_back
+    file = None if frame is None else frame.f_globals.get("__file__")
     return Path(file).resolve() if file else None
 
 
-def _timezone(value: str | tzinfo | None) -> tzinfo | None:
-    if not isinstance(value, str):
+def _timezone(value: object) -> tzinfo | None:
+    if value is None or isinstance(value, tzinfo):
         return value
     try:
-        return ZoneInfo(value)
-    except (ZoneInfoNotFoundError, ValueError) as error:
+        return ZoneInfo(str(value))
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
         raise ConfigurationError(
             f"timezone {value!r} is not known: use a name such as 'Europe/Berlin'"
         ) from error

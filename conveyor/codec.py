@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import sys
 import typing
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
@@ -291,10 +291,15 @@ def types_in(annotation: object) -> set[type]:
         elif isinstance(item, Enum):  # in a Literal
             todo.append(type(item))
         elif not isinstance(item, type):
-            todo += [typing.get_origin(item), *typing.get_args(item)]
-            behind = ("__supertype__", "__value__", "__bound__")
-            todo += [getattr(item, name, None) for name in behind]
+            origin, arguments = typing.get_origin(item), typing.get_args(item)
+            todo += arguments[:1] if origin is typing.Annotated else (origin, *arguments)
+            if behind := _BEHIND.get(type(item).__name__):
+                todo.append(getattr(item, behind))
     return found
+
+
+#: Where the annotation is that one of these stands for; Python 3.11 has no TypeAliasType.
+_BEHIND = {"NewType": "__supertype__", "TypeAliasType": "__value__", "TypeVar": "__bound__"}
 
 
 def _field_types(kind: Any) -> Iterator[Any]:
@@ -307,7 +312,7 @@ def _field_types(kind: Any) -> Iterator[Any]:
         module = getattr(sys.modules.get(owner.__module__), "__dict__", {})
         probe = SimpleNamespace(__annotations__={field.name: field.type})
         try:
-            yield from typing.get_type_hints(probe, names, module, include_extras=True).values()
+            yield from typing.get_type_hints(probe, names, module).values()
         except (AttributeError, NameError, SyntaxError, TypeError):
             continue  # `encode` will refuse such a value and say what to do
 
@@ -362,13 +367,13 @@ def _malformed(cause: str) -> SerializationError:
     )
 
 
-def _hashable(value: Any) -> Hashable:
-    """Return something hashable that is equal for equal values."""
+def _hashable(value: Any) -> Any:
+    """Return what is hashable, as far as what it holds is, and equal for equal values."""
     if isinstance(value, list | tuple):
         return tuple(map(_hashable, value))
     if isinstance(value, dict):
         return frozenset((key, _hashable(item)) for key, item in value.items())
-    return value if isinstance(value, Hashable) else type(value).__name__
+    return frozenset(value) if isinstance(value, set) else value
 
 
 def _pack(lowered: Any) -> bytes:

@@ -1,24 +1,26 @@
 """Every error Conveyor raises, in one tree.
 
-ConveyorError
-├── ConfigurationError      an app, task, option or ``-A`` that cannot work (also a ValueError)
-├── BrokerUnavailable       the server cannot be reached, or is not one we can use
-├── SerializationError      a value that cannot be encoded, or a payload that cannot be decoded
-│   └── PayloadTooLarge     an encoded call or result over ``max_payload``
-├── QueueFull               the server is out of memory and takes no new work
-├── IdConflict              a custom id that already belongs to another task
-├── PartialEnqueue          ``map`` stopped half-way; carries what was and what was not sent
-├── TaskNotFound            no record with that id (never existed, removed, or retention passed)
-├── TaskFailed              raised by ``wait``: the task ended as failed
-├── TaskCancelled           raised by ``wait``: the task ended as cancelled; also raised in a cancelled run
-├── WaitTimeout             raised by ``wait``: it has not ended yet (also a TimeoutError)
-├── Retry                   raised by ``Context.retry`` to end this run and try again
-└── why a run ended, as the record names it (a worker stores these as text, see ``TaskRecord.error``)
-    ├── TaskTimeout         the run took longer than ``execution_timeout`` (also raised in the run)
-    ├── TaskStalled         the worker or child running it died or went silent
-    ├── TaskInterrupted     a shutdown ended an at-most-once run
-    ├── TaskExpired         it had not begun by ``expires``
-    └── UnknownTask         no worker knew its name for ``unknown_task_grace``
+    ConveyorError
+    ├── ConfigurationError      an app, task, option or ``-A`` that cannot work; a ValueError too
+    ├── BrokerUnavailable       the server cannot be reached, or is not one we can use
+    ├── SerializationError      a value cannot be encoded, or a payload cannot be decoded
+    │   └── PayloadTooLarge     an encoded call or result over ``max_payload``
+    ├── QueueFull               the server is out of memory and takes no new work
+    ├── IdConflict              a custom id that already belongs to another task
+    ├── PartialEnqueue          ``map`` stopped half-way; carries what was sent and what was not
+    ├── TaskNotFound            no record with that id: never there, removed, or retention passed
+    ├── TaskFailed              raised by ``wait``: the task ended as failed
+    ├── TaskCancelled           raised by ``wait``: it was cancelled; also raised in a cancelled run
+    ├── WaitTimeout             raised by ``wait``: it has not ended yet; a TimeoutError too
+    ├── Retry                   raised by ``Context.retry`` to end this run and try again
+    └── why a run ended, as the record names it: workers store these as text (``TaskRecord.error``)
+        ├── TaskTimeout         it took longer than ``execution_timeout``; also raised in the run
+        ├── TaskStalled         the worker or child that ran it died or went silent
+        ├── TaskInterrupted     a shutdown ended an at-most-once run
+        ├── TaskExpired         it had not begun by ``expires``
+        └── UnknownTask         no worker knew its name for ``unknown_task_grace``
+
+All of them can be imported from ``conveyor``.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class ConfigurationError(ConveyorError, ValueError):
 
 
 class BrokerUnavailable(ConveyorError):
-    """The server cannot be reached or used; the message has its address, the cause and what to do."""
+    """The server cannot be reached or used; the text has its address, the cause and what to do."""
 
 
 class SerializationError(ConveyorError):
@@ -56,15 +58,15 @@ class QueueFull(ConveyorError):
 
 
 class IdConflict(ConveyorError):
-    """A task with this id exists, with another name, other arguments, or ``on_existing="error"``."""
+    """The id belongs to a task of another name or other arguments, or ``on_existing="error"``."""
 
 
 class PartialEnqueue(ConveyorError):
-    """``map`` failed after some batches were sent; calling again with the same items is safe.
+    """``map`` failed half-way; ``app.map(error.pending)`` sends the rest, nothing twice.
 
     Attributes:
         results: Handles of the tasks that were certainly enqueued, in order.
-        pending: Handles of the rest: each is enqueued or not, and its id is fixed.
+        pending: Calls of the rest: each is enqueued or not, and has its id.
     """
 
     def __init__(self, message: str, results: Sequence[Any], pending: Sequence[Any]) -> None:

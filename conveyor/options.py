@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast, get_args
 
-from conveyor.backoff import Backoff
 from conveyor.broker.keys import check_id, check_name
 from conveyor.errors import ConfigurationError
 from conveyor.moments import Duration, moment_to_ms, to_ms
@@ -19,6 +18,7 @@ from conveyor.spelling import nearest
 if TYPE_CHECKING:
     from datetime import tzinfo
 
+    from conveyor.backoff import Backoff
     from conveyor.records import TaskRecord
     from conveyor.settings import Settings
 
@@ -103,6 +103,8 @@ def make_plan(
     Raises:
         ConfigurationError: A value is not allowed.
     """
+    for name in ("retry_on", "no_retry_on"):
+        _check_classes(name, given.get(name))
     chosen = {name: getattr(settings, name) for name in _SETTINGS}
     chosen.update(_checked(given))
     options = Options(chosen["backoff"], _finite(chosen["execution_timeout"]), _headers(given))
@@ -120,10 +122,14 @@ def make_plan(
 def refuse_unknown(given: Mapping[str, Any], known: frozenset[str], what: str) -> None:
     """Raises ConfigurationError for the first option that does not exist, naming the nearest."""
     for name in given:
-        if name not in known:
-            raise ConfigurationError(
-                f"{what} has no option {name!r}: did you mean {nearest(name, known)!r}?"
-            )
+        if name in known:
+            continue
+        hint = f"did you mean {nearest(name, known)!r}?"
+        if name in TASK_OPTIONS:
+            hint = f"give it to @app.task({name}=...)"
+        elif name in CALL_OPTIONS:
+            hint = f"give it to a call, task.options({name}=...)"
+        raise ConfigurationError(f"{what} has no option {name!r}: {hint}")
 
 
 def due_text(at: Moment | None, after: Duration | None, timezone: tzinfo | None, task: str) -> str:
@@ -143,27 +149,30 @@ def due_text(at: Moment | None, after: Duration | None, timezone: tzinfo | None,
     return f"+{delay}"
 
 
-def with_id(plan: Plan, task_id: str) -> Plan:
-    """The same plan for a task of this id."""
-    return replace(plan, id=task_id)
-
-
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     checked: dict[str, Any] = {}
     for name, value in given.items():
         if name not in _SETTINGS:
             continue
-        if name == "backoff" and callable(value):
-            checked[name] = None
-        else:
-            checked[name] = check_setting(name, value, "option")
+        # A callable stays with the function: it cannot travel, so the child looks for it there.
+        is_code = name == "backoff" and callable(value)
+        checked[name] = None if is_code else check_setting(name, value, "option")
     return checked
+
+
+def _check_classes(name: str, value: object) -> None:
+    is_many = isinstance(value, list | tuple)
+    for item in cast("Sequence[object]", value) if is_many else [value]:
+        if value is not None and not (isinstance(item, type) and issubclass(item, BaseException)):
+            raise ConfigurationError(
+                f"{name} cannot be {value!r} (option): use an exception class or a list of them"
+            )
 
 
 def _limits(chosen: Mapping[str, Any], is_async: bool) -> Limits:
     common = chosen["retry_limit"]
     stall_ms = _ms(chosen["stall_timeout"], UNLIMITED)
-    interval = chosen["acknowledgement_interval"]
+    interval_ms = _interval_ms(chosen["acknowledgement_interval"], stall_ms)
     flags = (
         Flag.REMOVE_ON_SUCCESS * bool(chosen["remove_on_success"])
         + Flag.REMOVE_ON_FAILED * bool(chosen["remove_on_failed"])
@@ -175,11 +184,21 @@ def _limits(chosen: Mapping[str, Any], is_async: bool) -> Limits:
         retry_limit=_count(math.inf if common is None else common),
         error_retry_limit=_count(_first(chosen["error_retry_limit"], common, 0)),
         stall_retry_limit=_count(_first(chosen["stall_retry_limit"], common, 3)),
-        stall_ms=max(stall_ms, 1),
-        acknowledgement_ms=max(stall_ms // 3 if interval is None else _ms(interval, UNLIMITED), 1),
+        stall_ms=stall_ms,
+        acknowledgement_ms=interval_ms,
         retain_success_ms=_ms(chosen["retain_success"], FOREVER),
         retain_failed_ms=_ms(chosen["retain_failed"], FOREVER),
     )
+
+
+def _interval_ms(interval: float | None, stall_ms: int) -> int:
+    ms = max(stall_ms // 3, 1) if interval is None else _ms(interval, UNLIMITED)
+    if interval is not None and ms >= stall_ms:
+        raise ConfigurationError(
+            f"acknowledgement_interval={interval} must be shorter than"
+            f" stall_timeout={stall_ms / 1000}: leave it out for a third of it"
+        )
+    return ms
 
 
 def _first(*values: float | None) -> float:
@@ -199,24 +218,20 @@ def _finite(seconds: float) -> float | None:
 
 
 def _expires(value: Any, timezone: tzinfo | None) -> str:
-    if value is None:
-        return ""
     if isinstance(value, datetime):
         return str(moment_to_ms(value, timezone, "expires"))
-    if not isinstance(value, timedelta | int | float):
-        raise ConfigurationError(
-            f"expires cannot be {value!r} (option): use seconds, a timedelta or an aware datetime"
-        )
-    delay = to_ms(value, "expires")
-    return "" if delay is None else f"+{delay}"
+    ms = to_ms(check_setting("expires", value, "option"), "expires")
+    return "" if ms is None else f"+{ms}"
 
 
-def _on_existing(value: Any) -> OnExisting:
-    if value not in ("return", "error", "replace_ended"):
-        raise ConfigurationError(
-            f"on_existing cannot be {value!r} (option): use 'return', 'error' or 'replace_ended'"
-        )
-    return value
+def _on_existing(value: object) -> OnExisting:
+    known: tuple[OnExisting, ...] = get_args(OnExisting)
+    for choice in known:
+        if value == choice:
+            return choice
+    raise ConfigurationError(
+        f"on_existing cannot be {value!r} (option): use 'return', 'error' or 'replace_ended'"
+    )
 
 
 def _headers(given: Mapping[str, Any]) -> dict[str, str] | None:
@@ -227,9 +242,10 @@ def _headers(given: Mapping[str, Any]) -> dict[str, str] | None:
         raise ConfigurationError(
             f"headers cannot be {headers!r} (option): use a dict of str to str"
         )
-    for name, value in headers.items():
+    given_headers = cast("Mapping[object, object]", headers)
+    for name, value in given_headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise ConfigurationError(
                 f"headers cannot have {name!r}: {value!r} (option): both must be str"
             )
-    return dict(headers)
+    return dict(cast("Mapping[str, str]", headers))

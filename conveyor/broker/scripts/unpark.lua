@@ -11,7 +11,7 @@
 -- RETURNS
 --   where to go on, or -1 when all were looked at
 -- KEEPS
---   1 one place per id, 5 bounded (100 ids), 9 unusable records set aside
+--   1 one place per id, 5 bounded (100 ids, 1 MiB), 9 unusable records set aside
 
 local known = {}
 for i = 2, #ARGV do known[ARGV[i]] = true end
@@ -20,10 +20,11 @@ local start = tonumber(ARGV[1])
 local ids = redis.call('ZRANGE', Q .. 'parked', start, start + 99)
 local kept = 0
 for _, id in ipairs(ids) do
+  if loaded >= ENOUGH then break end
   local record, reason = load(id)
-  if not record then
+  if not record or state_of(record) ~= PARKED then
     redis.call('ZREM', Q .. 'parked', id)
-    set_aside(id, reason)
+    set_aside(id, reason or 'listed as parked but is not')
   elseif known[name_of(record)] then
     redis.call('ZREM', Q .. 'parked', id)
     redis.call('HDEL', Q .. 'x:' .. id, 'u')
@@ -33,4 +34,4 @@ for _, id in ipairs(ids) do
   end
 end
 wake_workers()
-return #ids == 100 and start + kept or -1
+return (#ids == 100 or loaded >= ENOUGH) and start + kept or -1

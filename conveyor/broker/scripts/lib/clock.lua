@@ -1,5 +1,6 @@
 -- Server time that never runs backwards, and the moment orchestrators wake at.
 -- Needs: record.
+-- Gives: remember_time, wake_orchestrator.
 
 local memory = redis.call('HMGET', M, 'seen', 'due', 'gap')
 local time = redis.call('TIME')

@@ -1,28 +1,27 @@
 -- Moves what has come due, a bounded number a call: promotes, expires, reaps, gives up, trims.
 -- Needs: record, clock, ready, finish, rerun.
+-- Gives: earliest, expire, give_up_parked, leave_place, pack_error, promote, reap, trim.
 
 local function pack_error(kind, message) return cmsgpack.pack({ kind, message, '' }) end
 
-local function take_due(set, limit)
-  local ids = redis.call('ZRANGEBYSCORE', Q .. set, '-inf', now, 'LIMIT', 0, limit)
-  if #ids > 0 then redis.call('ZREM', Q .. set, unpack(ids)) end
-  return ids
+-- Takes what is due out of a set, one by one, until `limit` ids or enough bytes of records are moved.
+local function move_due(set, limit, move)
+  local due = redis.call('ZRANGEBYSCORE', Q .. set, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
+  local before = loaded
+  for i = 1, #due, 2 do
+    if loaded - before >= ENOUGH then return (i - 1) / 2 end
+    redis.call('ZREM', Q .. set, due[i])
+    move(due[i], tonumber(due[i + 1]))
+  end
+  return #due / 2
 end
 
-local function promote(limit)
-  local ids = take_due('s', limit)
-  for _, id in ipairs(ids) do
-    local record, reason = load(id)
-    if not record then
-      set_aside(id, reason)
-    elseif state_of(record) ~= SCHEDULED then
-      set_aside(id, 'listed as scheduled but is not')
-    else
-      redis.call('SETRANGE', Q .. 't:' .. id, 2, string.char(QUEUED) .. string.sub(record, 4, 4) .. struct.pack('<I6', now))
-      push_tail(id, record)
-    end
-  end
-  return #ids
+local function promote_one(id)
+  local record, reason = load(id)
+  if not record then return set_aside(id, reason) end
+  if state_of(record) ~= SCHEDULED then return set_aside(id, 'listed as scheduled but is not') end
+  redis.call('SETRANGE', Q .. 't:' .. id, 2, string.char(QUEUED) .. string.sub(record, 4, 4) .. struct.pack('<I6', now))
+  push_tail(id, record)
 end
 
 local function leave_place(id, state)
@@ -30,17 +29,12 @@ local function leave_place(id, state)
   elseif state == PARKED then redis.call('ZREM', Q .. 'parked', id) end
 end
 
-local function expire(limit)
-  local ids = take_due('e', limit)
-  for _, id in ipairs(ids) do
-    local record = load(id)
-    local state = record and state_of(record)
-    if state == QUEUED or state == SCHEDULED or state == PARKED then
-      leave_place(id, state)
-      fail(id, record, pack_error('TaskExpired', 'Task has expired'))
-    end
-  end
-  return #ids
+local function expire_one(id)
+  local record = load(id)
+  local state = record and state_of(record)
+  if state ~= QUEUED and state ~= SCHEDULED and state ~= PARKED then return end
+  leave_place(id, state)
+  fail(id, record, pack_error('TaskExpired', 'Task has expired'))
 end
 
 -- A lease last renewed before the server's silence is given a whole new one.
@@ -49,45 +43,33 @@ local function silenced(record, expired_at)
   return gap and expired_at - read('I4', record, 77) <= gap
 end
 
-local function reap(limit)
-  local due = redis.call('ZRANGEBYSCORE', Q .. 'l', '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
-  for i = 1, #due, 2 do
-    local id, record, reason = due[i], load(due[i])
-    if record and state_of(record) == PROCESSING and silenced(record, tonumber(due[i + 1])) then
-      redis.call('ZADD', Q .. 'l', now + read('I4', record, 77), id)
-    else
-      redis.call('ZREM', Q .. 'l', id)
-      if not record then
-        set_aside(id, reason)
-      elseif state_of(record) ~= PROCESSING then
-        set_aside(id, 'leased but not processing')
-      else
-        after_stall(id, record, pack_error('TaskStalled', 'its worker died or went silent'))
-      end
-    end
+local function reap_one(id, expired_at)
+  local record, reason = load(id)
+  if not record then return set_aside(id, reason) end
+  if state_of(record) ~= PROCESSING then return set_aside(id, 'leased but not processing') end
+  if silenced(record, expired_at) then
+    redis.call('ZADD', Q .. 'l', now + read('I4', record, 77), id)
+  else
+    after_stall(id, record, pack_error('TaskStalled', 'its worker died or went silent'))
   end
-  return #due / 2
 end
 
-local function give_up_parked(limit)
-  local ids = take_due('parked', limit)
-  for _, id in ipairs(ids) do
-    local record = load(id)
-    if record and state_of(record) == PARKED then
-      redis.call('ZREM', Q .. 'e', id)
-      fail(id, record, pack_error('UnknownTask', 'no worker knows a task named ' .. name_of(record)))
-    end
-  end
-  return #ids
+local function give_up_one(id)
+  local record, reason = load(id)
+  if not record then return set_aside(id, reason) end
+  if state_of(record) ~= PARKED then return set_aside(id, 'listed as parked but is not') end
+  redis.call('ZREM', Q .. 'e', id)
+  fail(id, record, pack_error('UnknownTask', 'no worker knows a task named ' .. name_of(record)))
 end
+
+local function promote(limit) return move_due('s', limit, promote_one) end
+local function expire(limit) return move_due('e', limit, expire_one) end
+local function reap(limit) return move_due('l', limit, reap_one) end
+local function give_up_parked(limit) return move_due('parked', limit, give_up_one) end
 
 local function trim(limit)
   local removed = 0
-  for _, set in pairs(ENDED_SETS) do
-    local ids = take_due(set, limit)
-    for _, id in ipairs(ids) do remove_record(id) end
-    removed = removed + #ids
-  end
+  for _, set in pairs(ENDED_SETS) do removed = removed + move_due(set, limit, remove_record) end
   return removed
 end
 

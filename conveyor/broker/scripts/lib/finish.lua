@@ -1,5 +1,6 @@
 -- Ends a task: final record, its retention, and the word to those who wait for it.
 -- Needs: record, clock.
+-- Gives: fail, finish, remove_record, trim_to_cap.
 
 local ENDED_SETS = { [SUCCESS] = 'ok', [FAILED] = 'failed', [CANCELLED] = 'cancelled' }
 local INLINE_OUTCOME = 65536

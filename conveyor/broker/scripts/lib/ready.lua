@@ -1,6 +1,7 @@
 -- Ready lists: one per lane (r: sync or unknown, a: async) and priority, with a marker per lane
 -- that idle workers block on.
 -- Needs: record.
+-- Gives: bury, drop, push_head, push_tail, wake_workers.
 
 local touched = {}
 

@@ -11,6 +11,7 @@
 --     23    6 started                                            97    2 length of name
 -- Offsets count from 1; times and durations are ms.              99    4 length of payload
 -- After the header: name, payload (opaque), and once it succeeded the result (opaque).
+-- Gives: has_flag, length_without_result, name_of, read, set_aside, state_of, token_of.
 
 local VERSION, HEADER = 1, 102
 local SCHEDULED, QUEUED, PROCESSING, SUCCESS, FAILED, CANCELLED, PARKED = 0, 1, 2, 3, 4, 5, 6
@@ -37,6 +38,9 @@ local function name_of(record)
   return string.sub(record, HEADER + 1, HEADER + read('I2', record, 97))
 end
 
+-- How many bytes of records this call has read, and about how many one loop may.
+local loaded, ENOUGH = 0, 1048576
+
 -- A record that can be used, or nil and the reason why not.
 local function load(id)
   local record = redis.pcall('GET', Q .. 't:' .. id)
@@ -45,6 +49,7 @@ local function load(id)
     if string.sub(record.err, 1, 9) ~= 'WRONGTYPE' then error(record.err) end
     return nil, 'not a record'
   end
+  loaded = loaded + #record
   if #record < HEADER then return nil, 'truncated' end
   if string.byte(record, 1) ~= VERSION then return nil, 'unknown version' end
   if #record < length_without_result(record) then return nil, 'truncated' end

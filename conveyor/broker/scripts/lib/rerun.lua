@@ -1,5 +1,7 @@
 -- What follows a run that did not succeed: its entry in the history, and another run or the end.
 -- Needs: record, clock, ready, finish.
+-- Gives: after_error, after_interruption, after_stall, arm_expiry, cancelled_instead, has_begun,
+-- note_attempt, queue_again, release.
 
 local ERROR, STALL, INTERRUPTION, CANCELLATION = 'error', 'stall', 'interrupted', 'cancelled'
 local KEPT_ATTEMPTS = 10
@@ -85,13 +87,17 @@ local function after_interruption(id, record, error)
     push_head)
 end
 
+-- A lease stopped the clock of a task that expires unless it has begun.
+local function arm_expiry(id, record)
+  local expires = read('I6', record, 47)
+  if expires == 0 or has_begun(record) then return end
+  redis.call('ZADD', Q .. 'e', expires, id)
+  wake_orchestrator(expires)
+end
+
 -- Not begun, so nothing is counted; the head keeps its place.
 local function release(id, record)
   if cancelled_instead(id, record) then return end
-  local expires = read('I6', record, 47)
-  if expires > 0 and not has_begun(record) then
-    redis.call('ZADD', Q .. 'e', expires, id)
-    wake_orchestrator(expires)
-  end
+  arm_expiry(id, record)
   queue_again(id, record, push_head)
 end

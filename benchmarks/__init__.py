@@ -1,0 +1,1 @@
+"""What Conveyor costs: run `python -m benchmarks` on a machine that does nothing else."""

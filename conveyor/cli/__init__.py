@@ -1,0 +1,113 @@
+"""The command line: `conveyor -A myapp COMMAND`, or `python -m conveyor`, which is the same.
+
+One file a group of commands, each with its parser and its action; `main` chooses between them and
+turns every error into one line on stderr and an exit code (see `parsing.Exit`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import redis
+
+from conveyor.cli import beat, call, demo, server, status, worker
+from conveyor.cli.parsing import Exit, Parser, add_app, version
+from conveyor.errors import BrokerUnavailable, ConfigurationError, ConveyorError
+from conveyor.spelling import nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command.
+
+    Attributes:
+        summary: What it does, in a few words.
+        parser: Makes its parser.
+        run: Does it; gets the parsed arguments.
+    """
+
+    summary: str
+    parser: Callable[[], Parser]
+    run: Callable[[argparse.Namespace], Exit]
+
+
+COMMANDS: Final[Mapping[str, Command]] = {
+    "worker": Command("run tasks, in child processes", worker.make_parser, worker.run),
+    "beat": Command("only move what comes due to its queue", beat.make_parser, beat.run),
+    "status": Command("count tasks, list workers", status.make_parser, status.run),
+    "call": Command("send a task, and wait for its result", call.make_parser, call.run),
+    "server": Command("start, stop or describe the embedded server", server.make_parser, server.run),
+    "demo": Command("see it work on real input, no app needed", demo.make_parser, demo.run),
+}
+
+_EXAMPLES = (
+    ("conveyor demo", "see it work, nothing to set up"),
+    ("conveyor -A myapp worker", "run the tasks of myapp.py, which is here"),
+    ("conveyor -A myapp call add 1 2 --wait", "run a task and print its result"),
+    ("conveyor -A myapp status", "what is queued, who works"),
+    ("conveyor worker --help", "all about one command"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command that the arguments name; returns the exit code.
+
+    Args:
+        arguments: Without the program's name; None takes those of this process.
+    """
+    try:
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        return code
+    except ConfigurationError as error:
+        return _fail(error, Exit.USAGE)
+    except BrokerUnavailable as error:
+        return _fail(error, Exit.UNREACHABLE)
+    except redis.RedisError as error:
+        return _fail(f"the server refused: {error}", Exit.UNREACHABLE)
+    except ConveyorError as error:
+        return _fail(error, Exit.FAILED)
+    except KeyboardInterrupt:
+        return _fail("interrupted", Exit.FAILED)
+    except BrokenPipeError:
+        # Whoever read our output has had enough; the interpreter would complain at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.FAILED
+
+
+def _run(arguments: Sequence[str]) -> Exit:
+    parser = _make_parser()
+    found = parser.parse_args(arguments)
+    if found.command is None:
+        parser.print_help()
+        return Exit.USAGE
+    command = COMMANDS.get(found.command)
+    if command is None:
+        meant = nearest(found.command, COMMANDS)
+        parser.error(f"there is no command {found.command!r}: did you mean {meant!r}?")
+    options = command.parser().read(found.rest)
+    if getattr(options, "app", None) is None:
+        options.app = found.app
+    return command.run(options)
+
+
+def _make_parser() -> Parser:
+    parser = Parser("", "A distributed task queue: runs an app's tasks, and tells of them.", _EXAMPLES)
+    add_app(parser)
+    parser.add_argument("--version", action="version", version=f"conveyor {version()}")
+    width = max(map(len, COMMANDS)) + 2
+    listing = [f"  {name:{width}}{command.summary}" for name, command in COMMANDS.items()]
+    parser.description = "\n".join([parser.description or "", "", "commands:", *listing])
+    parser.add_argument("command", metavar="COMMAND", nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument("rest", metavar="...", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def _fail(message: object, code: Exit) -> Exit:
+    print(f"conveyor: {message}", file=sys.stderr)
+    return code

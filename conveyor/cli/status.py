@@ -1,0 +1,136 @@
+"""`conveyor status`: what the server knows of an app's queues and workers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from conveyor.broker import commands
+from conveyor.cli.apps import find_app
+from conveyor.cli.parsing import Exit, Parser, add_app, add_json
+from conveyor.cli.tables import make_console, make_table
+from conveyor.worker.announcement import read_announcement
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import Console
+
+    from conveyor.app import Conveyor
+    from conveyor.broker.commands import QueueStatus
+
+_EXAMPLES = (
+    ("conveyor -A myapp status", "counts by queue, workers, what is parked and why"),
+    ("conveyor -A myapp status --json", "the same for programs"),
+    ("watch conveyor -A myapp status", "again and again"),
+)
+_COUNTS = ("scheduled", "queued", "processing", "success", "failed", "cancelled", "parked")
+_WORKER = ("host", "pid", "queues", "concurrency", "threads", "coroutines", "beat")
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """An app's queues and workers, as `--json` prints them.
+
+    Attributes:
+        app: Its name.
+        namespace: Its namespace.
+        server: Where the data is, without password.
+        queues: Name, then one number each of scheduled, queued (parked ones included), processing,
+            success, failed, cancelled, parked.
+        workers: Id, host, pid, queues, concurrency, threads, coroutines, beat.
+        parked: Queue, id and reason of the first tasks that no worker knows.
+    """
+
+    app: str
+    namespace: str
+    server: str
+    queues: list[dict[str, Any]]
+    workers: list[dict[str, Any]]
+    parked: list[dict[str, Any]]
+
+
+def make_parser() -> Parser:
+    """The parser of `status`."""
+    parser = Parser("status", "Counts an app's tasks, lists its workers and what is parked.", _EXAMPLES)
+    add_app(parser)
+    add_json(parser)
+    return parser
+
+
+def run(options: argparse.Namespace) -> Exit:
+    """Prints the status."""
+    with find_app(options.app) as app:
+        status = read_status(app)
+    if options.json:
+        print(json.dumps(asdict(status)))
+    else:
+        _show(status, make_console())
+    return Exit.DONE
+
+
+def read_status(app: Conveyor) -> Status:
+    """Asks the server about every queue that the app has or ever had.
+
+    Raises:
+        BrokerUnavailable: It cannot be reached.
+    """
+    broker = app.client.broker
+    own = {app.queue, *(task.plan().queue for task in app.tasks.values())}
+    names = sorted(own | set(broker.queues()), key=lambda name: (name != app.queue, name))
+    found = {name: broker.run(commands.status(broker.keys(name))) for name in names}
+    return Status(
+        app=app.name,
+        namespace=app.namespace,
+        server=broker.server.address,
+        queues=[
+            {"name": name, **{count: getattr(queue, count) for count in _COUNTS}}
+            for name, queue in found.items()
+        ],
+        workers=_workers(found),
+        parked=[
+            {"queue": name, "id": _text(task_id), "reason": _text(reason)}
+            for name, queue in found.items()
+            for task_id, reason in queue.parked_reasons.items()
+        ],
+    )
+
+
+def _workers(found: Mapping[str, QueueStatus]) -> list[dict[str, Any]]:
+    """Each worker once: one that serves several queues is announced on each."""
+    workers: dict[bytes, dict[str, Any]] = {}
+    for queue in found.values():
+        for worker_id, about in queue.workers.items():
+            fields = read_announcement(about)
+            workers[worker_id] = {"id": _text(worker_id), **{name: fields.get(name) for name in _WORKER}}
+    return list(workers.values())
+
+
+def _show(status: Status, console: Console) -> None:
+    console.print(f"{status.app} on {status.server}", style="bold")
+    queues = [list(queue.values()) for queue in status.queues]
+    console.print(make_table(console, "Queues", ("queue", *_COUNTS), queues))
+    if status.workers:
+        workers = [[_cell(value) for value in worker.values()] for worker in status.workers]
+        console.print()
+        console.print(make_table(console, "Workers", ("worker", *_WORKER), workers))
+    else:
+        console.print("no worker is running: start one with `conveyor worker`")
+    if status.parked:
+        parked = [list(task.values()) for task in status.parked]
+        console.print()
+        console.print(make_table(console, "Parked", ("queue", "id", "reason"), parked))
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "?" if value is None else value
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")

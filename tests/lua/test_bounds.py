@@ -1,0 +1,114 @@
+"""However much comes due at one instant, nothing is lost and no script holds the server for 10 ms.
+
+What counts is the time that the server's own thread worked: the wall clock, which SLOWLOG reads,
+also counts what other programs on the machine took from it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+from engine import Engine, Worker, ids
+from servers import Server
+
+from conveyor import Conveyor
+from conveyor.broker.commands import BATCH
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from servers import Binary
+
+T = TypeVar("T")
+MANY = 100_000
+NAMES = [f"{number:05}" for number in range(MANY)]
+#: Most seconds of the server's time that one call of a script may take.
+LIMIT = 0.010
+
+
+class Timed:
+    """Calls, and how long the server's thread worked on the longest of them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.longest = 0.0
+
+    def call(self, call: Callable[[], T]) -> T:
+        before = self._worked()
+        answer = call()
+        self.longest = max(self.longest, self._worked() - before)
+        return answer
+
+    def maintain_to_the_end(self) -> int:
+        """As an orchestrator does; how many were moved."""
+        told = self.call(self.engine.maintain)
+        moved = told.moved
+        while told.more:
+            told = self.call(self.engine.maintain)
+            moved += told.moved
+        return moved
+
+    def claim_to_the_end(self) -> list[str]:
+        """As an eager worker does; the ids in their order."""
+        worker = Worker(self.engine)
+        claimed: list[str] = []
+        while batch := self.call(lambda: worker.claim(BATCH)):
+            claimed += ids(batch)
+        return claimed
+
+    def _worked(self) -> float:
+        info = self.engine.call("INFO", "cpu")
+        return float(info["used_cpu_user_main_thread"] + info["used_cpu_sys_main_thread"])
+
+
+@pytest.fixture
+def engine(binary: Binary) -> Iterator[Engine]:
+    """A queue on a server of its own, which is gone with all that is put there."""
+    with Server(binary) as server, Conveyor("bounds", broker=server.url) as app:
+        yield Engine(app)
+
+
+@pytest.fixture
+def timed(engine: Engine) -> Timed:
+    return Timed(engine)
+
+
+def put_many(timed: Timed, **about: str) -> None:
+    engine = timed.engine
+    new = engine.new("", **about)
+    for start in range(0, MANY, BATCH):
+        batch = [new._replace(id=name) for name in NAMES[start : start + BATCH]]
+        assert timed.call(lambda batch=batch: engine.enqueue(*batch)) == [None] * BATCH
+
+
+def test_a_hundred_thousand_due_at_one_instant(engine: Engine, timed: Timed) -> None:
+    put_many(timed, due="+1000")
+    engine.advance(1)
+    assert timed.maintain_to_the_end() == MANY
+    assert engine.counts() == {"queued": MANY}
+    assert timed.claim_to_the_end() == NAMES
+    assert timed.longest < LIMIT
+
+
+def test_a_hundred_thousand_leases_that_run_out_at_one(engine: Engine, timed: Timed) -> None:
+    put_many(timed)
+    assert timed.claim_to_the_end() == NAMES
+    engine.advance(15)
+    assert timed.maintain_to_the_end() == MANY
+    assert engine.counts() == {"queued": MANY}
+    assert timed.claim_to_the_end() == NAMES
+    assert engine.task(NAMES[-1]).stall_retries == 1
+    assert timed.longest < LIMIT
+
+
+def test_a_hundred_thousand_that_expire_at_one(engine: Engine, timed: Timed) -> None:
+    put_many(timed, expires="+1000")
+    engine.advance(1)
+    assert timed.maintain_to_the_end() == MANY
+    assert engine.counts() == {"failed": MANY}
+    assert timed.claim_to_the_end() == []
+    engine.advance(604_800)
+    assert timed.maintain_to_the_end() == MANY
+    assert engine.counts() == {}
+    assert timed.longest < LIMIT

@@ -1,0 +1,237 @@
+"""Real processes of ``python -m conveyor`` for tests; ``RunningWorker`` is the one most need.
+
+    with RunningWorker("myapp", tmp_path, "-c", "2", env={"CONVEYOR_BROKER": server.url}) as worker:
+        os.kill(worker.children()[0], signal.SIGKILL)
+        worker.wait_for("was killed by SIGKILL")
+
+Failure story. A process that ends before it is up raises with what it printed. One that a test
+forgets ends with the test process, however that ends (on Linux the kernel sees to it, elsewhere an
+exit handler). Nothing is ever signalled but what was started here and its children.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from servers import wait_until
+
+import conveyor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: Seconds a process may take to start or to end: longer than any grace, shorter than pytest's timeout.
+DEADLINE = 40.0
+#: The directory that has the package.
+ROOT = Path(conveyor.__file__).parent.parent
+
+# See servers.py: PR_SET_PDEATHSIG kept across exec, and the check that it did not come too late.
+_LAUNCH = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
+    "os.getppid() == int(sys.argv[1]) and os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment without our variables, so that the package can be imported."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("CONVEYOR_")}
+    path = os.pathsep.join(filter(None, [str(ROOT), own.get("PYTHONPATH", "")]))
+    return own | {"PYTHONPATH": path, "COLUMNS": "120"} | dict(extra or {})
+
+
+class Running:
+    """A process of this Python, with its output in one file.
+
+    Args:
+        arguments: After the interpreter, such as ``"-m", "conveyor", "demo"``.
+        cwd: Its current directory.
+        env: Variables beside this process's own, of which those named CONVEYOR_… are left out.
+
+    Attributes:
+        pid: Its process id.
+    """
+
+    def __init__(
+        self, *arguments: str, cwd: Path | str, env: Mapping[str, str] | None = None
+    ) -> None:
+        command = [sys.executable, *arguments]
+        if sys.platform == "linux":
+            launch = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid())]
+            command = [*launch, *command]
+        # A name and no open file: this process reads while the other one appends.
+        handle, name = tempfile.mkstemp(prefix="conveyor-test-", suffix=".log")
+        os.close(handle)
+        self._log = Path(name)
+        started: Future[subprocess.Popen[bytes]] = Future()
+        # The kernel watches the thread that started a process, so one stays for as long.
+        self._keeper = threading.Thread(
+            target=self._keep, args=(command, cwd, environment(env), started), daemon=True
+        )
+        self._keeper.start()
+        self._popen = started.result()
+        self.pid = self._popen.pid
+        atexit.register(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def output(self) -> str:
+        """All that it has printed so far, errors included."""
+        return self._log.read_text(errors="replace")
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended; True also while it is paused."""
+        return self._keeper.is_alive()
+
+    def children(self) -> list[int]:
+        """Pids of its children, oldest first; empty once it is gone."""
+        found = subprocess.run(
+            ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True
+        )
+        pairs = (map(int, line.split()) for line in found.stdout.splitlines())
+        return sorted(pid for pid, parent in pairs if parent == self.pid)
+
+    def wait_for(self, text: str, *, seconds: float = DEADLINE) -> None:
+        """Wait until its output has ``text``.
+
+        Raises:
+            RuntimeError: It has ended without; has its output.
+            TimeoutError: It had not after ``seconds``; has its output.
+        """
+
+        def said() -> bool:
+            ended = not self.alive  # looked at first: what it said last is then in the output
+            if text in self.output:
+                return True
+            if ended:
+                raise RuntimeError(f"it ended and never said {text!r}:\n{self.output}")
+            return False
+
+        self._until(said, f"said {text!r}", seconds)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal; nothing happens when it is gone."""
+        self._popen.send_signal(number)
+
+    def wait(self, *, seconds: float = DEADLINE) -> int:
+        """Wait for its end and return its exit code, or minus the signal that ended it.
+
+        Raises:
+            TimeoutError: It lives on after ``seconds``; has its output.
+        """
+        self._until(lambda: not self.alive, f"process {self.pid} gone", seconds)
+        return int(self._popen.returncode)
+
+    def stop(self, *, seconds: float = DEADLINE) -> int:
+        """End it warmly (TERM), and return its exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait(seconds=seconds)
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL), also when it is paused."""
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def pause(self) -> None:
+        """Stop it with SIGSTOP until ``resume``; its children go on."""
+        self.signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after ``pause``."""
+        self.signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """Kill it if it lives, and forget its output."""
+        atexit.unregister(self.close)
+        if self.alive:
+            self.kill()
+        self._log.unlink(missing_ok=True)
+
+    def _until(self, condition: object, what: str, seconds: float) -> None:
+        try:
+            wait_until(condition, what, seconds=seconds)  # type: ignore[arg-type]
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; its output:\n{self.output}") from None
+
+    def _keep(
+        self,
+        command: list[str],
+        cwd: Path | str,
+        env: dict[str, str],
+        started: Future[subprocess.Popen[bytes]],
+    ) -> None:
+        try:
+            with self._log.open("ab") as log:
+                popen = subprocess.Popen(
+                    command,
+                    cwd=cwd,
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C is for the tests
+                )
+        except OSError as error:
+            started.set_exception(error)
+            return
+        started.set_result(popen)
+        popen.wait()
+
+
+class RunningWorker(Running):
+    """``conveyor -A app_module worker …`` in a process of its own, up once it is created.
+
+    Args:
+        app_module: For ``-A``: ``module`` or ``module:attribute``; importable from ``cwd``.
+        cwd: Its current directory.
+        args: Further arguments, such as ``"-c", "2"``.
+        env: Variables beside this process's own; usually ``{"CONVEYOR_BROKER": server.url}``.
+        up: Wait until it has a child (False: return at once, as for a server that is down).
+
+    Raises:
+        RuntimeError: It ended before it was up; has its output.
+        TimeoutError: It was not up in time; has its output.
+
+    Example:
+        >>> with RunningWorker("myapp", tmp_path, "-c", "2", env=env) as worker:
+        ...     worker.stop()
+        0
+    """
+
+    def __init__(
+        self,
+        app_module: str,
+        cwd: Path | str,
+        *args: str,
+        env: Mapping[str, str] | None = None,
+        up: bool = True,
+    ) -> None:
+        super().__init__("-m", "conveyor", "-A", app_module, "worker", *args, cwd=cwd, env=env)
+        if up:
+            try:
+                self._until(self._is_up, "the worker has children", DEADLINE)
+            except BaseException:
+                self.close()
+                raise
+
+    def _is_up(self) -> bool:
+        ended = not self.alive
+        if self.children():
+            return True
+        if ended:
+            raise RuntimeError(f"the worker ended before it was up:\n{self.output}")
+        return False
