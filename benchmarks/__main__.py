@@ -1,7 +1,9 @@
-"""Measures each stage of a task's way: enqueue, drain, round trip, idle, waiting behind a long task.
+"""Measures each stage of a task's way: enqueue, drain, round trip, idle, waiting behind a long
+task.
 
     python -m benchmarks                    everything, on the embedded server's binary
-    python -m benchmarks drain -n 100000    one of: enqueue drain round_trip idle fairness coroutines
+    python -m benchmarks drain -n 100000    one of: enqueue drain round_trip idle fairness
+    coroutines
 
 Every figure is printed with what it was measured on; compare figures of one run only.
 """
@@ -16,14 +18,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("CONVEYOR_BROKER", f"embedded://{tempfile.gettempdir()}/conveyor-benchmarks")
 
+from typing import TYPE_CHECKING
+
 from benchmarks.app import add, anap, anoop, app, compute, nap, noop
 from conveyor.broker import commands
-from conveyor.broker.commands import QueueStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conveyor.broker.commands import QueueStatus
 
 
 def status() -> QueueStatus:
@@ -63,7 +70,9 @@ def drain(count: int) -> None:
         task.map([()] * count)
         with worker("-c", "2"):
             wait_until_empty()
-            print(f"drain {task.name}: {rate('ok', count):,.0f}/s between 5 % and 95 % of {count:,}, -c 2")
+            print(
+                f"drain {task.name}: {rate('ok', count):,.0f}/s between 5 % and 95 % of {count:,}, -c 2"
+            )
 
 
 def enqueue(count: int) -> None:
@@ -97,7 +106,9 @@ def idle(_: int) -> None:
         time.sleep(60)
         seconds = time.monotonic() - begun
         calls = _commands() - before - 1
-        print(f"idle: {calls / seconds:.2f} commands/s, {_cpu(process.pid) - cpu:.2f} CPU s in {seconds:.0f} s")
+        print(
+            f"idle: {calls / seconds:.2f} commands/s, {_cpu(process.pid) - cpu:.2f} CPU s in {seconds:.0f} s"
+        )
 
 
 def fairness(_: int) -> None:
@@ -109,8 +120,16 @@ def fairness(_: int) -> None:
         for result in results:
             result.wait(timeout=20)
         records = [result.task() for result in results]
-        waits = [r.processing_started_at - r.queued_at for r in records if r and r.processing_started_at and r.queued_at]
-        ends = [r.processing_ended_at - r.queued_at for r in records if r and r.processing_ended_at and r.queued_at]
+        waits = [
+            r.processing_started_at - r.queued_at
+            for r in records
+            if r and r.processing_started_at and r.queued_at
+        ]
+        ends = [
+            r.processing_ended_at - r.queued_at
+            for r in records
+            if r and r.processing_ended_at and r.queued_at
+        ]
         print(
             f"50 short behind a long one: the last was claimed after {max(waits).total_seconds() * 1000:.0f} ms "
             f"and ended after {max(ends).total_seconds() * 1000:.0f} ms"
@@ -157,7 +176,9 @@ def main() -> None:
     parser.add_argument("stages", nargs="*", choices=[[], *STAGES], default=[])
     parser.add_argument("-n", type=int, default=100_000, help="tasks where a stage counts them")
     options = parser.parse_args()
-    print(f"Python {sys.version.split()[0]}, {os.cpu_count()} CPUs, {app.client.broker.server.address}")
+    print(
+        f"Python {sys.version.split()[0]}, {os.cpu_count()} CPUs, {app.client.broker.server.address}"
+    )
     for name in options.stages or STAGES:
         STAGES[name](options.n)
     app.close()

@@ -1,9 +1,9 @@
 """The demo: parses a whole source tree, one task a file, and kills a child in the middle of a run.
 
 `conveyor demo` runs it, and it is written as a user would write it. The server is an embedded one in a
-directory of its own; the worker is `conveyor -A conveyor.demo worker`. Each run reports its pid, by
-which a run is caught in the act: its child is stopped, the record is read once more, and only if the run
-is still under way then is the child killed. In the end exactly that run was repeated, and every file's
+directory of its own, the worker is `conveyor -A conveyor.demo worker`. Each run reports its pid, by which
+a run is caught in the act: its child is stopped, the record is read once more, and only if the run is
+still under way then is the child killed. In the end exactly that run was repeated, and every file's
 outcome is what a plain loop in this process finds.
 """
 
@@ -18,49 +18,74 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from rich.progress import Progress
 from rich.table import Table
 
-from conveyor import Context, Conveyor, ConveyorError, TaskFailed, TaskRecord, TaskResult, TaskStatus
+from conveyor import (
+    Context,
+    Conveyor,
+    ConveyorError,
+    TaskFailed,
+    TaskRecord,
+    TaskResult,
+    TaskStatus,
+)
 from conveyor.broker import embedded
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from rich.console import Console
 
 app = Conveyor("demo")
 
 #: Seconds in which a worker has certainly settled what a child sent it before the child was stopped.
 SETTLED = 0.1
+#: Seconds between looks at whether a run has begun.
+LOOK = 0.002
+MILLISECOND = timedelta(milliseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What is in a source file; `seconds` is what finding out took."""
+    """What is in a source file, and how many seconds it took to find out."""
 
     functions: int
     classes: int
     seconds: float = field(compare=False)
 
 
+#: Or the name of the exception that parsing it raised.
+Outcome: TypeAlias = Counts | str
+
+
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """A child that was killed, when, and the task that it was running."""
+    """A task whose child was killed, and when."""
 
-    pid: int
+    task: TaskResult[Counts]
     moment: datetime
-    result: TaskResult[Counts]
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """How it went: what came of each task, its record, the kill, and how many seconds it all took."""
+
+    outcomes: Sequence[Outcome]
+    records: Sequence[TaskRecord]
+    kill: Kill | None
+    seconds: float
 
 
 @app.task(bind=True)
 def parse(ctx: Context, path: Path) -> Counts:
-    """Counts a file's functions and classes, after it has said which process does."""
+    """Counts a file's functions and classes, once it has said which process does."""
     ctx.update(os.getpid())
     return count(path)
 
@@ -77,7 +102,7 @@ def count(path: Path) -> Counts:
 
 
 def source_files(directory: Path) -> list[Path]:
-    """A tree's Python files without installed packages, the largest in the middle."""
+    """A tree's Python files, installed packages left out; the largest are in the middle, for the kill."""
     files = [
         path
         for path in directory.rglob("*.py")
@@ -88,41 +113,160 @@ def source_files(directory: Path) -> list[Path]:
 
 
 def run(files: Sequence[Path], *, children: int, kill: bool, console: Console) -> bool:
-    """Parses the files as tasks, then in a loop; prints how it went and returns whether all is well.
+    """Parses the files as tasks, then in a plain loop; prints both, and returns whether they agree.
 
     Raises:
         BrokerUnavailable: There is no server to embed.
-        ConveyorError: The worker ended.
+        ConveyorError: The worker ended early.
     """
     with private_server() as home:
-        console.print(f"{len(files):,} files, {children} children, a Valkey of its own in {home}")
-        began = time.perf_counter()
-        outcomes, records, killed = asyncio.run(parse_all(files, children, kill, home, console))
-        seconds = time.perf_counter() - began
-    console.print("now the same in a plain loop, to compare …")
+        console.print(f"{len(files):,} files for {children} children; an embedded server in {home}")
+        story = asyncio.run(parse_all(files, home, children, kill, console))
+    console.print("now the same in a plain loop, to compare")
     began = time.perf_counter()
-    expected = {path: outcome_of(lambda path=path: count(path)) for path in files}
-    loop_seconds = time.perf_counter() - began
-    console.print(report(outcomes, records, killed, seconds, loop_seconds))
-    wrong = [path for path in files if outcomes.get(path) != expected[path]]
-    stalled = {record.id: record.stall_retries for record in records if record.stall_retries}
-    for path in wrong:
-        console.print(f"WRONG: {path}: {outcomes.get(path)}, but the loop has {expected[path]}")
-    if stalled != ({killed.result.id: 1} if killed else {}):
-        console.print(f"WRONG: repeated after a stall (id, times): {stalled}")
-        return False
-    if kill and not killed:
-        console.print("no run lasted long enough to be killed in the act: try more files, or --no-kill")
-        return False
-    return not wrong
+    expected = [plain_outcome(path) for path in files]
+    console.print(report(files, story, time.perf_counter() - began))
+    problems = [
+        f"{path}: {ours}, but the plain loop has {theirs}"
+        for path, ours, theirs in zip(files, story.outcomes, expected, strict=True)
+        if ours != theirs
+    ]
+    repeated = {record.id: record.stall_retries for record in story.records if record.stall_retries}
+    if repeated != ({story.kill.task.id: 1} if story.kill else {}):
+        problems.append(
+            f"these runs were repeated (id, times), not just the one killed: {repeated}"
+        )
+    if kill and not story.kill:
+        problems.append(
+            "no run lasted long enough to be killed in the act: try more files, or --no-kill"
+        )
+    console.print("\n".join(problems) or "The same: every file was counted, and counted once.")
+    return not problems
 
 
 @contextmanager
 def private_server() -> Iterator[Path]:
-    """A directory for an embedded server, to which the app then connects; gone at the end."""
+    """The directory of an embedded server that the app will use; both are gone at the end."""
     with tempfile.TemporaryDirectory(prefix="conveyor-demo-") as name:
         os.environ["CONVEYOR_BROKER"] = f"embedded://{name}"
         try:
             yield Path(name)
         finally:
             embedded.stop(Path(name))
+
+
+async def parse_all(
+    files: Sequence[Path], home: Path, children: int, kill: bool, console: Console
+) -> Story:
+    """Has a worker parse all files, and follows it."""
+    log = home / "worker.log"
+    command = ("-m", "conveyor", "-A", "conveyor.demo", "worker", "-c", str(children))
+    with log.open("wb") as output:
+        worker = await asyncio.create_subprocess_exec(sys.executable, *command, stderr=output)
+    ended = asyncio.ensure_future(worker.wait())
+    async with app:
+        try:
+            began = time.perf_counter()
+            tasks = await parse.amap([(path,) for path in files])
+            work = asyncio.gather(
+                follow(tasks, console),
+                kill_a_run(tasks[len(tasks) // 2 :] if kill else [], console),
+            )
+            await asyncio.wait([work, ended], return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise ConveyorError(f"the worker ended early; its log:\n{log.read_text()}")
+            outcomes, killed = work.result()
+            seconds = time.perf_counter() - began
+            records = await asyncio.gather(*(task.atask() for task in tasks))
+        finally:
+            if not ended.done():
+                worker.terminate()
+            await ended
+    return Story(outcomes, [record for record in records if record], killed, seconds)
+
+
+async def follow(tasks: Sequence[TaskResult[Counts]], console: Console) -> list[Outcome]:
+    """Waits for all tasks; a bar shows the results as they come."""
+
+    async def outcome(task: TaskResult[Counts]) -> Outcome:
+        try:
+            return await task
+        except TaskFailed as error:
+            return str(error.record.error).partition(":")[0]
+        finally:
+            progress.advance(bar)
+
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("parsing", total=len(tasks))
+        return await asyncio.gather(*map(outcome, tasks))
+
+
+async def kill_a_run(tasks: Sequence[TaskResult[Counts]], console: Console) -> Kill | None:
+    """Kills the child of the first of these tasks that is caught in the act; None: none was."""
+    for task in tasks:
+        while (record := await task.atask()) and not record.status.ended:
+            if not is_running(record):
+                await asyncio.sleep(LOOK)
+                continue
+            pid = record.data
+            os.kill(pid, signal.SIGSTOP)
+            await asyncio.sleep(SETTLED)
+            if is_running(await task.atask()):
+                os.kill(pid, signal.SIGKILL)
+                console.print(f"killed child {pid} (SIGKILL) while it parsed {record.args[0].name}")
+                return Kill(task, datetime.now(UTC))
+            os.kill(pid, signal.SIGCONT)
+    return None
+
+
+def is_running(record: TaskRecord | None) -> bool:
+    """Whether the task has said by whom it is being run."""
+    return record is not None and record.status is TaskStatus.PROCESSING and record.data is not None
+
+
+def plain_outcome(path: Path) -> Outcome:
+    """What comes of a file without any queue."""
+    try:
+        return count(path)
+    except Exception as error:
+        return type(error).__qualname__
+
+
+def report(files: Sequence[Path], story: Story, loop_seconds: float) -> Table:
+    """The figures."""
+    counts = [
+        (path, each)
+        for path, each in zip(files, story.outcomes, strict=True)
+        if isinstance(each, Counts)
+    ]
+    failures = Counter(each for each in story.outcomes if isinstance(each, str))
+    slowest = sorted(counts, key=lambda pair: -pair[1].seconds)[:3]
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_row("files", f"{len(files):,}")
+    table.add_row("functions", f"{sum(each.functions for _, each in counts):,}")
+    table.add_row("classes", f"{sum(each.classes for _, each in counts):,}")
+    table.add_row(
+        "failed", ", ".join(f"{name} {times}" for name, times in failures.items()) or "none"
+    )
+    table.add_row(
+        "slowest", ", ".join(f"{path.name} {each.seconds * 1000:.0f} ms" for path, each in slowest)
+    )
+    table.add_row(
+        "tasks/s", f"{len(files) / story.seconds:,.0f}, in {story.seconds:.1f} s with its start"
+    )
+    table.add_row("plain loop", f"{len(files) / loop_seconds:,.0f}/s, in {loop_seconds:.1f} s")
+    if story.kill:
+        table.add_row("killed run", recovery(story.kill, story.records))
+    return table
+
+
+def recovery(kill: Kill, records: Sequence[TaskRecord]) -> str:
+    """When the killed run was queued again, and when it was run again."""
+    record = next(record for record in records if record.id == kill.task.id)
+    lost, repeated = record.attempts[:2]
+    queued, started = (
+        (moment - kill.moment) / MILLISECOND for moment in (lost.ended_at, repeated.started_at)
+    )
+    return (
+        f"queued again after {queued:.0f} ms, begun again after {started:.0f} ms, last in the queue"
+    )

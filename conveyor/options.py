@@ -18,7 +18,7 @@ from conveyor.spelling import nearest
 if TYPE_CHECKING:
     from datetime import tzinfo
 
-    from conveyor.backoff import Backoff
+    from conveyor.backoff import Backoff, Strategy
     from conveyor.records import TaskRecord
     from conveyor.settings import Settings
 
@@ -50,14 +50,14 @@ class CallOptions(RunOptions, total=False):
 
     id: str
     on_existing: OnExisting
-    backoff: Backoff | str
+    backoff: Backoff | Strategy
 
 
 class TaskOptions(RunOptions, total=False):
     """Options of a task: `@app.task(...)`."""
 
     name: str
-    backoff: Backoff | str | Callable[[TaskRecord, BaseException], float]
+    backoff: Backoff | Strategy | Callable[[TaskRecord, BaseException], float]
     retry_on: type[BaseException] | Sequence[type[BaseException]]
     no_retry_on: type[BaseException] | Sequence[type[BaseException]]
 

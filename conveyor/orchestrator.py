@@ -1,14 +1,16 @@
 """Moves what comes due: the clock of the queues.
 
 Each queue keeps the next moment at which something of it comes due. The orchestrator sleeps until
-then; who adds something earlier rings its bell (a marker it blocks on). Any number may run, and none
-is needed for correctness: workers move a bounded few themselves whenever they claim.
+then; who adds something earlier rings its bell (a marker it blocks on). Any number may run, and
+none is needed for correctness: workers move a bounded few themselves whenever they claim.
 
-Should the one that heard the bell die at that moment, the others still look every `RECHECK` seconds.
+Should the one that heard the bell die at that moment, the others still look every `RECHECK`
+seconds.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import selectors
 import socket
@@ -132,8 +134,10 @@ class Orchestrator:
         links: list[Link] = []
         for group in groups:
             memory = group[0].keys.memory
-            link = Link(self._server, memory, selector, lambda link, group=group: _greet(link, group))
-            bell = Link(self._server, memory, selector, lambda link, group=group: _listen(link, group), blocking=True)
+            greet = functools.partial(_greet, group)
+            listen = functools.partial(_listen, group)
+            link = Link(self._server, memory, selector, greet)
+            bell = Link(self._server, memory, selector, listen, blocking=True)
             links += [link, bell]
             self._pairs += [(clock, link) for clock in group]
         return links
@@ -149,13 +153,13 @@ class Orchestrator:
         self._stopped = True
 
 
-def _greet(link: Link, clocks: list[Clock]) -> None:
+def _greet(clocks: list[Clock], link: Link) -> None:
     for clock in clocks:
         clock.ring()
         link.send_first(commands.hello(clock.keys, "", 0, b""), lambda _: None)
 
 
-def _listen(bell: Link, clocks: list[Clock]) -> None:
+def _listen(clocks: list[Clock], bell: Link) -> None:
     keys = [clock.keys.marker("o") for clock in clocks]
 
     def heard(popped: list[bytes] | None) -> None:

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-import msgpack
-
 from conveyor.backoff import DEFAULT_BACKOFF, Backoff
 from conveyor.errors import SerializationError
 from conveyor.moments import from_ms
+from conveyor.packing import pack, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,7 +63,7 @@ class TaskStatus(StrEnum):
 
 
 _ENDED = (TaskStatus.SUCCESS, TaskStatus.FAILED, TaskStatus.CANCELLED)
-_STATES = (*TaskStatus, TaskStatus.QUEUED)
+_STATES: tuple[TaskStatus, ...] = (*TaskStatus, TaskStatus.QUEUED)
 
 
 class Flag:
@@ -165,7 +164,7 @@ class Options:
             fields["h"] = dict(self.headers)
         if nonce:
             fields["u"] = nonce
-        return msgpack.packb(fields) if fields else b""
+        return pack(fields) if fields else b""
 
     @classmethod
     def unpack(cls, data: bytes) -> Options:
@@ -173,19 +172,11 @@ class Options:
         if not data:
             return _DEFAULT_OPTIONS
         try:
-            fields = msgpack.unpackb(data)
+            fields = unpack(data, "the options of a task")
             backoff = Backoff.unpack(fields["b"]) if "b" in fields else None
             return cls(backoff, fields.get("t"), fields.get("h"))
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            msgpack.UnpackException,
-        ) as error:
-            raise SerializationError(
-                f"the options of a task cannot be read: {error}"
-            ) from error
+        except (TypeError, KeyError, AttributeError) as error:
+            raise SerializationError(f"the options of a task cannot be read: {error}") from error
 
 
 _DEFAULT_OPTIONS = Options()
@@ -265,7 +256,13 @@ def payload_of(record: bytes) -> Payload:
 
 def pack_error(kind: str, message: str, traceback: str = "") -> bytes:
     """How an error travels: as text, never as a class to rebuild."""
-    return msgpack.packb([kind, message, traceback], unicode_errors="replace")
+    return pack([kind, message, traceback])
+
+
+def unpack_error(data: bytes) -> tuple[str, str, str]:
+    """The error's type, message and traceback."""
+    kind, message, traceback = unpack(data, "an error")
+    return str(kind), str(message), str(traceback)
 
 
 def decode_task(
@@ -286,15 +283,11 @@ def decode_task(
     args, kwargs = codec.decode_call(payload.call)
     status = _STATES[state]
     attempts = _attempts(extras)
-    error = (
-        _error(extras.get(b"e")) if status is not TaskStatus.SUCCESS else (None, None)
-    )
+    error = _error(extras.get(b"e")) if status is not TaskStatus.SUCCESS else (None, None)
     result = None
     if status is TaskStatus.SUCCESS:
         result = codec.decode(record[HEADER.size + name_length + payload_length :])
-        run = Attempt(
-            _moment(started), _moment(ended), nonce[:4].hex(), "success", None, None
-        )
+        run = Attempt(_moment(started), _moment(ended), nonce[:4].hex(), "success", None, None)
         attempts = (*attempts, run)[-10:]
     return TaskRecord(
         id=task_id,
@@ -351,7 +344,7 @@ def _moment_or_none(data: bytes) -> datetime | None:
 def _error(data: bytes | None) -> tuple[str | None, str | None]:
     if not data:
         return None, None
-    kind, message, traceback = msgpack.unpackb(data, unicode_errors="replace")
+    kind, message, traceback = unpack_error(data)
     return (f"{kind}: {message}" if message else kind), traceback or None
 
 

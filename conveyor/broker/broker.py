@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, OutOfMemoryError
 
 from conveyor.broker.connect import TRANSIENT, Server
 from conveyor.broker.keys import QueueKeys, known_queues
@@ -124,7 +124,7 @@ def script_source(command: Command[Any]) -> tuple[Any, ...]:
 
 def refused(server: Server, error: redis.RedisError) -> ConveyorError:
     """The error for a command that the server refused."""
-    if "OOM" in str(error)[:40]:
+    if isinstance(error, OutOfMemoryError):
         return QueueFull(
             f"{server.address} is out of memory and takes no new tasks:"
             " let workers drain it, or raise its maxmemory"

@@ -167,9 +167,7 @@ def settle(
     return Command(_SETTLE, keys.script, args, Settled._make)
 
 
-def renew(
-    keys: QueueKeys, leases: Iterable[tuple[bytes, bytes]]
-) -> Command[Sequence[int]]:
+def renew(keys: QueueKeys, leases: Iterable[tuple[bytes, bytes]]) -> Command[Sequence[int]]:
     """Extends leases (id, token); answers a `Verdict` for each."""
     args: list[bytes | str | int] = []
     for lease in leases:
@@ -199,9 +197,7 @@ def read(keys: QueueKeys, ids: Sequence[str]) -> Command[list[Snapshot | None]]:
     return Command(_READ, keys.script, ids, _parse_snapshots)
 
 
-def wait(
-    keys: QueueKeys, process: str, ids: Sequence[str]
-) -> Command[list[Snapshot | bool]]:
+def wait(keys: QueueKeys, process: str, ids: Sequence[str]) -> Command[list[Snapshot | bool]]:
     """Registers for the end of tasks; True: will be told, False: no such task, else it has ended."""
     return Command(_WAIT, keys.script, [process, *ids], _parse_waits)
 
@@ -259,4 +255,4 @@ def _parse_waits(reply: Sequence[Any]) -> list[Snapshot | bool]:
 
 def _parse_status(reply: Sequence[Any]) -> QueueStatus:
     now, counts, workers, parked, memory = reply
-    return QueueStatus(now, *counts, pairs(workers), pairs(parked), pairs(memory))
+    return QueueStatus._make([now, *counts, pairs(workers), pairs(parked), pairs(memory)])

@@ -37,7 +37,7 @@ from conveyor.broker import guardian
 from conveyor.errors import BrokerUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 #: Seconds within which a server must answer, or be gone when it is stopped.
 DEADLINE = 10.0
@@ -282,7 +282,7 @@ def find_binary() -> str:
 
 
 @contextlib.contextmanager
-def _explained(directory: Path) -> Iterator[None]:
+def _explained(directory: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:

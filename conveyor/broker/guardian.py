@@ -118,13 +118,17 @@ def main() -> None:
     os.ftruncate(guardian_lock, 0)
     os.pwrite(guardian_lock, b"%d\n" % os.getpid(), 0)
     for each in _SIGNALS:
-        signal.signal(each, lambda *_: None)  # one that is ignored would never reach sigwait
+        signal.signal(each, _note)  # one that is ignored would never reach sigwait
     signal.pthread_sigmask(signal.SIG_SETMASK, _SIGNALS)
     try:
         threading.Thread(target=_await_last_user, daemon=True).start()
         _guard(binary)
     finally:
         unlock(guardian_lock)  # exiting is not enough: our starter may have forked meanwhile
+
+
+def _note(signum: int, frame: object) -> None:
+    """Never called, since the signals are blocked: sigwait takes them."""
 
 
 def _await_last_user() -> None:

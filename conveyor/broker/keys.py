@@ -55,13 +55,9 @@ def check_id(task_id: str) -> str:
         ConfigurationError: It is empty, too long, or not printable.
     """
     if not isinstance(task_id, str) or not task_id or not task_id.isprintable():
-        raise ConfigurationError(
-            f"task id {task_id!r} is not valid: use printable text"
-        )
+        raise ConfigurationError(f"task id {task_id!r} is not valid: use printable text")
     if len(task_id.encode()) > MAX_ID:
-        raise ConfigurationError(
-            f"task id {task_id[:20]!r}… is longer than {MAX_ID} bytes"
-        )
+        raise ConfigurationError(f"task id {task_id[:20]!r}… is longer than {MAX_ID} bytes")
     return task_id
 
 

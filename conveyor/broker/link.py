@@ -1,9 +1,9 @@
 """A connection for an event loop: one call at a time, replies read when they are readable.
 
-Where `Broker` waits for each reply, a `Link` returns at once and calls back. A call whose reply is lost
-is sent again on the next connection, so whoever uses a link sends only what may be repeated. While the
-server is unreachable calls wait, and connecting is tried again with growing pauses: said once, resumed
-by itself, nothing lost.
+Where `Broker` waits for each reply, a `Link` returns at once and calls back. A call whose reply is
+lost is sent again on the next connection, so whoever uses a link sends only what may be repeated.
+While the server is unreachable calls wait, and connecting is tried again with growing pauses: said
+once, resumed by itself, nothing lost.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import random
 import selectors
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import redis
+from redis import exceptions
 
 from conveyor.broker.broker import script_call, script_source, unavailable
 from conveyor.broker.commands import Command
@@ -25,7 +25,7 @@ from conveyor.broker.connect import TRANSIENT
 from conveyor.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
-    from redis.connection import AbstractConnection
+    from collections.abc import Callable
 
     from conveyor.broker.connect import Server
 
@@ -35,7 +35,7 @@ log = logging.getLogger("conveyor.link")
 Request: TypeAlias = "Command[Any] | tuple[Any, ...]"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 #: The slot is on another node, or on its way there: connect anew until that is settled.
-_ELSEWHERE = (redis.exceptions.MovedError, redis.exceptions.AskError)
+_ELSEWHERE = (exceptions.MovedError, exceptions.AskError)
 #: Seconds after which an ordinary reply that did not come means a dead connection.
 _REPLY_TIMEOUT = 5.0
 
@@ -65,7 +65,7 @@ class Link:
         self._selector = selector
         self._on_connect = on_connect
         self._blocking = blocking
-        self._connection: AbstractConnection | None = None
+        self._connection: Any = None
         self._socket: Any = None
         self._waiting: deque[tuple[Request, Callable[[Any], None]]] = deque()
         self._current: tuple[Request, Callable[[Any], None]] | None = None
@@ -93,10 +93,6 @@ class Link:
     def send_first(self, request: Request, callback: Callable[[Any], None]) -> None:
         """Sends before what is waiting: for greeting a new connection."""
         self._waiting.appendleft((request, callback))
-
-    def forget_waiting(self) -> None:
-        """Drops calls that were not sent yet."""
-        self._waiting.clear()
 
     def deadline(self) -> float | None:
         """When `tick` has something to do next, on the monotonic clock."""
@@ -139,11 +135,17 @@ class Link:
             log.info("%s is back", self._server.address)
         self._lost = False
         self._use_source = False
-        if self._current is not None:
-            self._waiting.appendleft(self._current)
-            self._current = None
+        self._recover_current()
         self._on_connect(self)
         self._send_next()
+
+    def _recover_current(self) -> None:
+        """A call whose reply was lost is sent again; whoever listens does so anew."""
+        current, self._current = self._current, None
+        if self._blocking:
+            self._waiting.clear()
+        elif current is not None:
+            self._waiting.appendleft(current)
 
     def _send_next(self) -> None:
         if self._current is not None or not self._waiting or self._connection is None:
@@ -155,7 +157,9 @@ class Link:
         self._use_source = False
         self._sent_at = time.monotonic()
         try:
-            self._connection.send_packed_command(self._connection.pack_command(*request), check_health=False)
+            self._connection.send_packed_command(
+                self._connection.pack_command(*request), check_health=False
+            )
         except (redis.RedisError, OSError) as error:
             self._lose(error)
 
@@ -163,7 +167,7 @@ class Link:
         assert self._connection is not None
         try:
             reply = self._connection.read_response(disable_decoding=True)
-        except redis.exceptions.NoScriptError:
+        except exceptions.NoScriptError:
             self._again(use_source=True)
             return
         except (*TRANSIENT, *_ELSEWHERE, OSError) as error:

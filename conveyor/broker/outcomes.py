@@ -23,13 +23,13 @@ import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-import msgpack
 import redis
 
 from conveyor.broker import commands
 from conveyor.broker.broker import unavailable
 from conveyor.broker.commands import BATCH, Snapshot
 from conveyor.errors import BrokerUnavailable, ConveyorError
+from conveyor.packing import unpack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -220,12 +220,12 @@ class Outcomes:
             self._to_register.add(queue)
 
     def _take(self, queue: str, packed: bytes) -> None:
-        untyped: Any = msgpack
-        task_id, *ended = untyped.unpackb(packed, raw=True)
+        message: list[Any] = unpack(packed, "an outcome", raw=True)
+        task_id, ended = message[0].decode(), message[1:]
         if ended:
-            self._resolve(queue, task_id.decode(), commands.snapshot(ended))
+            self._resolve(queue, task_id, commands.snapshot(ended))
         else:
-            self._register(queue, [task_id.decode()])
+            self._register(queue, [task_id])
 
     def _register_pending(self) -> None:
         while self._to_register:

@@ -31,12 +31,10 @@ class Script:
 
 def load_script(name: str) -> Script:
     """Reads a script and the libraries it uses."""
-    folder = resources.files(__package__) / "scripts"
+    folder = resources.files("conveyor.broker") / "scripts"
     shebang, _, body = (folder / f"{name}.lua").read_text().partition("\n")
     uses = _USES.search(body)
     libraries = uses.group(1).split() if uses else []
     parts = [(folder / "lib" / f"{library}.lua").read_text() for library in libraries]
     source = "\n".join([shebang, *parts, body])
-    return Script(
-        name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-    )
+    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())

@@ -9,9 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import redis
 
@@ -19,6 +18,9 @@ from conveyor.cli import beat, call, demo, server, status, worker
 from conveyor.cli.parsing import Exit, Parser, add_app, version
 from conveyor.errors import BrokerUnavailable, ConfigurationError, ConveyorError
 from conveyor.spelling import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,9 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "beat": Command("only move what comes due to its queue", beat.make_parser, beat.run),
     "status": Command("count tasks, list workers", status.make_parser, status.run),
     "call": Command("send a task, and wait for its result", call.make_parser, call.run),
-    "server": Command("start, stop or describe the embedded server", server.make_parser, server.run),
+    "server": Command(
+        "start, stop or describe the embedded server", server.make_parser, server.run
+    ),
     "demo": Command("see it work on real input, no app needed", demo.make_parser, demo.run),
 }
 
@@ -97,7 +101,10 @@ def _run(arguments: Sequence[str]) -> Exit:
 
 
 def _make_parser() -> Parser:
-    parser = Parser("", "A distributed task queue: runs an app's tasks, and tells of them.", _EXAMPLES)
+    parser = Parser(
+        "", "A distributed task queue: runs an app's tasks, and tells of them.", _EXAMPLES
+    )
+    parser.usage = "conveyor [-h] [--version] [-A MODULE[:ATTRIBUTE]] COMMAND ..."
     add_app(parser)
     parser.add_argument("--version", action="version", version=f"conveyor {version()}")
     width = max(map(len, COMMANDS)) + 2

@@ -56,7 +56,9 @@ def find_app(given: str | None) -> Conveyor:
         raise ConfigurationError(_NO_APP)
     parts = _SPEC.fullmatch(str(spec))
     if parts is None:
-        raise ConfigurationError(f"app {spec!r} is not MODULE or MODULE:ATTRIBUTE{_as_module(str(spec))}")
+        raise ConfigurationError(
+            f"app {spec!r} is not MODULE or MODULE:ATTRIBUTE{_as_module(str(spec))}"
+        )
     sys.path += [str(path) for path in directories if str(path) not in sys.path]
     module = _imported(parts["module"])
     return _named(module, parts["attribute"]) if parts["attribute"] else _only(module)
@@ -91,7 +93,9 @@ def _missing(module: str) -> str:
         path.parent.name for path in here.glob("*/__init__.py")
     }
     meant = get_close_matches(module, sorted(neighbours), n=1)
-    return f"{text}: did you mean {meant[0]!r}?" if meant else f"{text}: go where it is, or install it"
+    return (
+        f"{text}: did you mean {meant[0]!r}?" if meant else f"{text}: go where it is, or install it"
+    )
 
 
 def _broken(module: str, error: BaseException) -> ConfigurationError:
@@ -101,7 +105,9 @@ def _broken(module: str, error: BaseException) -> ConfigurationError:
             "put what only a script does under  if __name__ == '__main__':"
         )
     theirs = "".join(traceback.format_exception(type(error), error, _theirs(error.__traceback__)))
-    return ConfigurationError(f"module {module!r} cannot be imported; mend this:\n{theirs.rstrip()}")
+    return ConfigurationError(
+        f"module {module!r} cannot be imported; mend this:\n{theirs.rstrip()}"
+    )
 
 
 def _theirs(trace: TracebackType | None) -> TracebackType | None:
@@ -119,7 +125,9 @@ def _named(module: ModuleType, attribute: str) -> Conveyor:
     found: Any = module
     for name in attribute.split("."):
         if not hasattr(found, name):
-            apps = _apps(module) or {name: None for name in vars(module) if not name.startswith("_")}
+            apps = _apps(module) or {
+                name: None for name in vars(module) if not name.startswith("_")
+            }
             hint = f": did you mean {nearest(name, apps)!r}?" if apps else ""
             raise ConfigurationError(f"module {module.__name__!r} has no {attribute!r}{hint}")
         found = getattr(found, name)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import signal
+from typing import TYPE_CHECKING
 
 from conveyor.cli.apps import find_app
 from conveyor.cli.logs import set_up_logs
@@ -12,6 +12,9 @@ from conveyor.cli.parsing import Exit, Parser, add_app, add_logs
 from conveyor.cli.worker import add_queues, check_server, describe_server
 from conveyor.orchestrator import Orchestrator
 from conveyor.worker.plan import parse_queues
+
+if TYPE_CHECKING:
+    import argparse
 
 log = logging.getLogger("conveyor.orchestrator")
 

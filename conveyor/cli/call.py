@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,8 @@ from conveyor.errors import ConfigurationError
 from conveyor.spelling import nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from conveyor.app import Conveyor
     from conveyor.result import TaskResult
     from conveyor.task import BaseTask, Call
@@ -41,7 +42,9 @@ def make_parser() -> Parser:
     parser = _CallParser("call", _DESCRIPTION, _EXAMPLES)
     add_app(parser)
     parser.add_argument("task", metavar="TASK", help="a task's name, or its last part")
-    parser.add_argument("words", metavar="ARG", nargs="*", help="what to pass to it: ARG or NAME=ARG")
+    parser.add_argument(
+        "words", metavar="ARG", nargs="*", help="what to pass to it: ARG or NAME=ARG"
+    )
     parser.add_argument(
         "--wait",
         metavar="SECONDS",
@@ -51,12 +54,17 @@ def make_parser() -> Parser:
         help="wait for its end and print the result",
     )
     when = parser.add_mutually_exclusive_group()
-    when.add_argument("--after", metavar="SECONDS", type=seconds, help="how long from now it is due")
+    when.add_argument(
+        "--after", metavar="SECONDS", type=seconds, help="how long from now it is due"
+    )
     when.add_argument("--at", metavar="MOMENT", type=_moment, help="when it is due, in ISO 8601")
     parser.add_argument("-Q", "--queue", metavar="NAME", help="the queue it goes to")
     parser.add_argument("--id", metavar="ID", help="its id; one that exists is not sent again")
     parser.add_argument(
-        "--priority", metavar="N", type=setting("priority"), help="0 to 9, 9 first (default: the task's)"
+        "--priority",
+        metavar="N",
+        type=setting("priority"),
+        help="0 to 9, 9 first (default: the task's)",
     )
     return parser
 
@@ -96,7 +104,9 @@ def find_task(app: Conveyor, name: str) -> BaseTask[..., Any]:
     if found:
         raise ConfigurationError(f"{name!r} may be any of {', '.join(sorted(found))}: say which")
     if not app.tasks:
-        raise ConfigurationError(f"{app.name} has no tasks: its module must import those that have them")
+        raise ConfigurationError(
+            f"{app.name} has no tasks: its module must import those that have them"
+        )
     last_parts = {full.rpartition(".")[2]: full for full in app.tasks}
     meant = nearest(name, app.tasks) if "." in name else last_parts[nearest(name, last_parts)]
     raise ConfigurationError(f"{app.name} has no task {name!r}: did you mean {meant}?")

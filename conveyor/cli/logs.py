@@ -25,7 +25,9 @@ def set_up_logs(level: str, kind: str, handler: logging.Handler | None = None) -
     if handler is None:
         handler = logging.StreamHandler()
         root.addHandler(handler)
-    handler.setFormatter(JsonFormatter() if kind == "json" else logging.Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(
+        JsonFormatter() if kind == "json" else logging.Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S")
+    )
     root.setLevel(level)
     return handler
 
@@ -47,7 +49,9 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             "pid": record.process,
         }
-        line |= {name: value for name in EXTRA if (value := getattr(record, name, None)) is not None}
+        line |= {
+            name: value for name in EXTRA if (value := getattr(record, name, None)) is not None
+        }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str, ensure_ascii=False)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
 from enum import IntEnum
 from importlib import metadata
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from conveyor.errors import ConfigurationError
 from conveyor.rules import LARGEST_COUNT
 from conveyor.settings import check_setting
 from conveyor.spelling import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 
 class Exit(IntEnum):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,8 @@ from conveyor.cli.parsing import Exit, Parser, add_app, add_json
 from conveyor.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    import argparse
+
     from conveyor.broker.embedded import ServerStatus
 
 _DESCRIPTION = """\
@@ -34,8 +35,15 @@ def make_parser() -> Parser:
     """The parser of `server`."""
     parser = Parser("server", _DESCRIPTION, _EXAMPLES)
     add_app(parser)
-    parser.add_argument("action", metavar="ACTION", choices=("start", "stop", "status"), help="start, stop or status")
-    parser.add_argument("--dir", metavar="PATH", type=Path, help="the server of this directory, of whatever app")
+    parser.add_argument(
+        "action",
+        metavar="ACTION",
+        choices=("start", "stop", "status"),
+        help="start, stop or status",
+    )
+    parser.add_argument(
+        "--dir", metavar="PATH", type=Path, help="the server of this directory, of whatever app"
+    )
     add_json(parser)
     return parser
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from conveyor.cli.tables import make_console, make_table
 from conveyor.worker.announcement import read_announcement
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Mapping
 
     from rich.console import Console
@@ -54,7 +54,9 @@ class Status:
 
 def make_parser() -> Parser:
     """The parser of `status`."""
-    parser = Parser("status", "Counts an app's tasks, lists its workers and what is parked.", _EXAMPLES)
+    parser = Parser(
+        "status", "Counts an app's tasks, lists its workers and what is parked.", _EXAMPLES
+    )
     add_app(parser)
     add_json(parser)
     return parser
@@ -104,7 +106,10 @@ def _workers(found: Mapping[str, QueueStatus]) -> list[dict[str, Any]]:
     for queue in found.values():
         for worker_id, about in queue.workers.items():
             fields = read_announcement(about)
-            workers[worker_id] = {"id": _text(worker_id), **{name: fields.get(name) for name in _WORKER}}
+            workers[worker_id] = {
+                "id": _text(worker_id),
+                **{name: fields.get(name) for name in _WORKER},
+            }
     return list(workers.values())
 
 

@@ -31,7 +31,9 @@ def read_arguments(words: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
         name, equals, text = word.partition("=")
         if not (equals and name.isidentifier()):
             if named:
-                raise ConfigurationError(f"{word!r} comes after NAME=ARG: put it before, or name it too")
+                raise ConfigurationError(
+                    f"{word!r} comes after NAME=ARG: put it before, or name it too"
+                )
             positional.append(_read(word))
         elif name in named:
             raise ConfigurationError(f"{name}= is given twice: give it once")

@@ -67,7 +67,9 @@ def make_parser() -> Parser:
 
 def add_queues(parser: argparse.ArgumentParser, text: str) -> None:
     """Adds ``-Q``."""
-    parser.add_argument("-Q", "--queues", metavar="QUEUES", help=f"{text} (default: the app's queue)")
+    parser.add_argument(
+        "-Q", "--queues", metavar="QUEUES", help=f"{text} (default: the app's queue)"
+    )
 
 
 def run(options: argparse.Namespace) -> Exit:
@@ -129,11 +131,16 @@ def _banner(app: Conveyor, plan: WorkerPlan) -> str:
         "queues": _describe_queues(plan),
         "children": _describe_children(app, plan),
         "tasks": _describe_tasks(sorted(app.tasks)),
-        "beat": "yes" if plan.beat else "no: what comes due needs another worker, or `conveyor beat`",
-        "to stop": "empty the queues, or press Ctrl-C" if plan.burst else "press Ctrl-C: what runs is "
-        f"finished, for {plan.grace:g} s at most; twice: at once",
+        "beat": "yes"
+        if plan.beat
+        else "no: what comes due needs another worker, or `conveyor beat`",
+        "to stop": "empty the queues, or press Ctrl-C"
+        if plan.burst
+        else f"press Ctrl-C: what runs is finished, for {plan.grace:g} s at most; twice: at once",
     }
-    return "\n".join([f"conveyor {version()}", *(f"  {name:9} {text}" for name, text in lines.items()), ""])
+    return "\n".join(
+        [f"conveyor {version()}", *(f"  {name:9} {text}" for name, text in lines.items()), ""]
+    )
 
 
 def _describe_queues(plan: WorkerPlan) -> str:

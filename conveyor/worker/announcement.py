@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import msgpack
+from conveyor.errors import SerializationError
+from conveyor.packing import pack, unpack
 
 if TYPE_CHECKING:
     from conveyor.worker.plan import WorkerPlan
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 def announcement(plan: WorkerPlan) -> bytes:
     """Where the worker is and what it can do, packed."""
-    return msgpack.packb(
+    return pack(
         {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -30,7 +31,7 @@ def announcement(plan: WorkerPlan) -> bytes:
 def read_announcement(data: bytes) -> dict[str, Any]:
     """What `announcement` packed, or nothing of it when another version wrote something else."""
     try:
-        fields = msgpack.unpackb(data)
-    except (ValueError, msgpack.UnpackException):
+        fields = unpack(data, "a worker's announcement")
+    except SerializationError:
         return {}
-    return fields if isinstance(fields, dict) else {}
+    return cast("dict[str, Any]", fields) if isinstance(fields, dict) else {}

@@ -1,8 +1,8 @@
 """The process that runs tasks, from the fork to its end.
 
-It lives as long as its parent: the kernel kills it when the parent dies (Linux), and end of file on a
-work socket ends it anywhere else and at a warm shutdown. INT and TERM are the parent's business; it
-tells a child to stop a run with USR2, and USR1 prints what every thread is doing.
+It lives as long as its parent: the kernel kills it when the parent dies (Linux), and end of file on
+a work socket ends it anywhere else and at a warm shutdown. INT and TERM are the parent's business;
+it tells a child to stop a run with USR2, and USR1 prints what every thread is doing.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from conveyor.worker.lanes import AsyncLane, SyncLane
 from conveyor.worker.runner import Runner
+from conveyor.worker.signals import ignore
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterable, Mapping, Sequence
 
     from conveyor.client import Client
     from conveyor.task import Definition
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("conveyor.child")
 
-#: How soon a thread that computes makes way for another, in seconds: with the interpreter's default a
-#: task that computes holds up the event loop beside it ten times as long.
+#: How soon a thread that computes makes way for another, in seconds: with the interpreter's default
+#: a task that computes holds up the event loop beside it ten times as long.
 SWITCH_INTERVAL = 0.0005
 _PR_SET_PDEATHSIG = 1
 
@@ -67,7 +68,9 @@ class Ends:
     large: socket.socket
 
 
-def run_child(work: Work, slots: Slots, ends: Ends, foreign: Iterable[int], parent: int) -> NoReturn:
+def run_child(
+    work: Work, slots: Slots, ends: Ends, foreign: Iterable[int], parent: int
+) -> NoReturn:
     """Runs tasks until the parent is gone; never returns.
 
     Args:
@@ -111,12 +114,13 @@ def _serve(work: Work, slots: Slots, ends: Ends) -> None:
 
 
 def _set_signals(sync: SyncLane) -> None:
-    # Handlers that do nothing, not SIG_IGN: what a task starts by exec must not inherit the deafness.
+    # Handlers that do nothing, not SIG_IGN: what a task starts by exec must not inherit the
+    # deafness.
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGINT, lambda *_: None)
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGINT, ignore)
+    signal.signal(signal.SIGTERM, ignore)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
-    signal.signal(signal.SIGUSR2, lambda *_: sync.stop_asked())
+    signal.signal(signal.SIGUSR2, sync.on_signal)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 

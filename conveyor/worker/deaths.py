@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from conveyor.backoff import DEFAULT_BACKOFF
@@ -12,6 +11,8 @@ from conveyor.records import HEADER, Options, pack_error, payload_of
 from conveyor.worker.runner import CANCELLED, may_retry, timeout_error
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from conveyor.task import Definition
     from conveyor.worker.job import Job
     from conveyor.worker.pool import Death
@@ -24,8 +25,8 @@ def settle_death(
 ) -> Iterator[_Settled]:
     """Outcomes for what a dead child had begun: job, outcome, data, ms until a retry.
 
-    The runs it was killed for pay for themselves and the others nothing; when it died by itself each
-    run that it had begun pays one stall, since any of them may have been the cause.
+    The runs it was killed for pay for themselves and the others nothing; when it died by itself
+    each run that it had begun pays one stall, since any of them may have been the cause.
     """
     for job in death.guilty:
         if job.stop == CANCELLED:
@@ -35,7 +36,11 @@ def settle_death(
     interrupted = shutting_down or bool(death.guilty)
     for job in death.begun:
         if interrupted:
-            text = "a shutdown ended its run" if shutting_down else "its child had to be ended for another run"
+            text = (
+                "a shutdown ended its run"
+                if shutting_down
+                else "its child had to be ended for another run"
+            )
             yield job, "interrupted", pack_error("TaskInterrupted", text), 0
         else:
             yield job, "stall", pack_error("TaskStalled", f"child {death.pid} {death.reason}"), 0

@@ -1,7 +1,8 @@
 """What parent and child send each other: one datagram a message, large ones by memory file.
 
-Both directions use `SOCK_SEQPACKET` pairs (datagrams where that is missing), so a message arrives whole
-or not at all. A body over `INLINE` bytes lies in an anonymous file whose descriptor travels instead.
+Both directions use `SOCK_SEQPACKET` pairs (datagrams where that is missing), so a message arrives
+whole or not at all. A body over `INLINE` bytes lies in an anonymous file whose descriptor travels
+instead.
 """
 
 from __future__ import annotations
@@ -29,7 +30,16 @@ _RUN, _RUN_FILE, _STOP = 0, 1, 2
 class Outcome:
     """How a run ended, as its number in a frame."""
 
-    NAMES: Final = ("success", "error", "fatal", "cancelled", "release", "interrupted", "stall", "park")
+    NAMES: Final = (
+        "success",
+        "error",
+        "fatal",
+        "cancelled",
+        "release",
+        "interrupted",
+        "stall",
+        "park",
+    )
     SUCCESS, ERROR, FATAL, CANCELLED, RELEASE, INTERRUPTED, STALL, PARK = range(8)
 
 
@@ -133,7 +143,7 @@ def receive_outcome(sock: socket.socket) -> OutcomeFrame | None:
         BlockingIOError: There is none now.
     """
     data = sock.recv(BUFFER, socket.MSG_DONTWAIT)
-    return OutcomeFrame(*_OUTCOME.unpack_from(data), data[_OUTCOME.size :]) if data else None
+    return _outcome(data, data[_OUTCOME.size :]) if data else None
 
 
 def receive_large_outcome(sock: socket.socket) -> OutcomeFrame | None:
@@ -143,7 +153,12 @@ def receive_large_outcome(sock: socket.socket) -> OutcomeFrame | None:
         BlockingIOError: There is none now.
     """
     data, ancillary, _, _ = sock.recvmsg(BUFFER, _ANCILLARY, socket.MSG_DONTWAIT)
-    return OutcomeFrame(*_OUTCOME.unpack_from(data), _read_file(ancillary)) if data else None
+    return _outcome(data, _read_file(ancillary)) if data else None
+
+
+def _outcome(data: bytes, body: bytes) -> OutcomeFrame:
+    sequence, outcome, delay_ms, elapsed_us = _OUTCOME.unpack_from(data)
+    return OutcomeFrame(sequence, outcome, delay_ms, elapsed_us, body)
 
 
 def _send_with_file(sock: socket.socket, head: bytes, body: bytes, flags: int) -> None:

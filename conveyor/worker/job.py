@@ -30,11 +30,13 @@ class Job:
     """
 
     __slots__ = (
-        "acknowledge_ms", "claimed_at", "id", "lane", "name", "queue", "record", "sent_at", "sequence",
-        "stop", "suspect", "token",
+        "acknowledge_ms", "claimed_at", "id", "lane", "name", "queue", "record", "sent_at",
+        "sequence", "stop", "suspect", "token",
     )  # fmt: skip
 
-    def __init__(self, sequence: int, queue: int, task_id: bytes, record: bytes, claimed_at: float) -> None:
+    def __init__(
+        self, sequence: int, queue: int, task_id: bytes, record: bytes, claimed_at: float
+    ) -> None:
         self.token, stalls, _, self.acknowledge_ms, length = LEASE.unpack_from(record)
         self.name = record[LEASE.size + 4 : LEASE.size + 4 + length]
         self.sequence = sequence

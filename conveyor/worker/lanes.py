@@ -5,8 +5,8 @@ time and blocks in between; the async lane reads whatever lies there and runs it
 parent sends no more than it has room for.
 
 A run is stopped by an exception raised in it: on the main thread by the signal's handler, on other
-threads by the interpreter, in a coroutine by cancelling it. What ignores even that (C code, a caught
-exception) the parent ends by ending the process.
+threads by the interpreter, in a coroutine by cancelling it. What ignores even that (C code, a
+caught exception) the parent ends by ending the process.
 """
 
 from __future__ import annotations
@@ -58,7 +58,12 @@ class SyncLane:
             self._serve_on_main_thread()
             return
         threads = [
-            threading.Thread(target=self._serve_on_thread, args=(slot,), name=f"conveyor-task-{slot}", daemon=True)
+            threading.Thread(
+                target=self._serve_on_thread,
+                args=(slot,),
+                name=f"conveyor-task-{slot}",
+                daemon=True,
+            )
             for slot in range(self._threads)
         ]
         for thread in threads:
@@ -66,8 +71,8 @@ class SyncLane:
         for thread in threads:
             thread.join()
 
-    def stop_asked(self) -> None:
-        """Raises in the runs that were asked to stop; called by the signal's handler."""
+    def on_signal(self, _number: int, _frame: object) -> None:
+        """Raises in the runs that were asked to stop; the handler of the stop signal."""
         for slot, sequence in enumerate(self._busy):
             reason = self._slots.stop_asked(slot)
             if sequence != _NOBODY and reason:

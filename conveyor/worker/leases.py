@@ -1,7 +1,7 @@
 """The leases a worker holds, and when each is renewed.
 
-Leases of one acknowledgement interval come due in the order they were taken or renewed, so the first
-of each interval tells whether any is due: finding them costs nothing while none is.
+Leases of one acknowledgement interval come due in the order they were taken or renewed, so the
+first of each interval tells whether any is due: finding them costs nothing while none is.
 """
 
 from __future__ import annotations
@@ -28,18 +28,22 @@ class Leases:
         self._jobs[job.sequence] = job
         self._due.setdefault(job.acknowledge_ms, {})[job.sequence] = now + job.acknowledge_ms / 1000
 
-    def drop(self, job: Job) -> None:
-        """Forgets a lease that was settled or lost."""
-        self._jobs.pop(job.sequence, None)
+    def drop(self, job: Job) -> bool:
+        """Forgets a lease that was settled or lost; False when it was not held."""
+        if self._jobs.pop(job.sequence, None) is None:
+            return False
         line = self._due.get(job.acknowledge_ms)
         if line is not None:
             line.pop(job.sequence, None)
             if not line:
                 del self._due[job.acknowledge_ms]
+        return True
 
     def find(self, queue: int, task_id: bytes) -> Job | None:
         """The lease on a task, by its id."""
-        return next((job for job in self._jobs.values() if job.queue == queue and job.id == task_id), None)
+        return next(
+            (job for job in self._jobs.values() if job.queue == queue and job.id == task_id), None
+        )
 
     def next_due(self) -> float | None:
         """When the first is due to be renewed, monotonic."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,8 @@ from conveyor.errors import ConfigurationError
 from conveyor.settings import available_cpus, check_setting
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from conveyor.settings import Settings
 
 _WEIGHTED = re.compile(r"(?P<name>[^:]+)(?::(?P<weight>[1-9][0-9]*))?")
@@ -92,5 +93,7 @@ def parse_queues(queues: Sequence[str]) -> tuple[list[str], list[int] | None]:
     if len(set(names)) != len(names):
         raise ConfigurationError(f"a queue is named twice in {', '.join(queues)}: name each once")
     if weights and len(weights) != len(names):
-        raise ConfigurationError(f"only some of {', '.join(queues)} have a weight: give all one or none")
+        raise ConfigurationError(
+            f"only some of {', '.join(queues)} have a weight: give all one or none"
+        )
     return names, weights or None

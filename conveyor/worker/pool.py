@@ -1,9 +1,9 @@
 """The parent's view of its children: processes, sockets, and who was given what.
 
 Knows nothing of the server. The parent keeps both ends of each work socket, so what a child has not
-read can be taken back by reading the child's own end: no protocol, no race. When a child dies its last
-outcomes are read first; of what is then left, the runs it noted in its slots had begun, and the rest
-had not.
+read can be taken back by reading the child's own end: no protocol, no race. When a child dies its
+last outcomes are read first; of what is then left, the runs it noted in its slots had begun, and
+the rest had not.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import os
 import selectors
 import signal
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -34,6 +32,9 @@ from conveyor.worker.job import ASYNC, SYNC, Job
 from conveyor.worker.slots import Slots
 
 if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Callable, Iterable
+
     from conveyor.worker.job import Job
 
 log = logging.getLogger("conveyor.worker")
@@ -62,7 +63,9 @@ class Lane:
 
     def take_back(self) -> list[Job]:
         """What the child has not read, in order."""
-        return [self.inflight.pop(number) for number in take_back(self.far) if number in self.inflight]
+        return [
+            self.inflight.pop(number) for number in take_back(self.far) if number in self.inflight
+        ]
 
     def close(self) -> None:
         """Closes both ends: the child reads end of file once it has read the rest."""
@@ -93,7 +96,11 @@ class Child:
 
     def descriptors(self) -> list[int]:
         """What another child must close of it."""
-        ends = [self.small, self.large, *(end for lane in self.lanes.values() for end in (lane.near, lane.far))]
+        ends = [
+            self.small,
+            self.large,
+            *(end for lane in self.lanes.values() for end in (lane.near, lane.far)),
+        ]
         return [end.fileno() for end in ends] + ([self.pidfd] if self.pidfd >= 0 else [])
 
     def close(self) -> None:
@@ -167,8 +174,16 @@ class Pool:
 
     def fill(self, now: float) -> None:
         """Starts children until there are as many as there should be."""
-        while now >= self._spawn_at and sum(not child.retiring for child in self.children) < self._size:
+        while (
+            now >= self._spawn_at
+            and sum(not child.retiring for child in self.children) < self._size
+        ):
             self._spawn()
+
+    def deadline(self) -> float | None:
+        """When `fill` has something to do, monotonic."""
+        missing = sum(not child.retiring for child in self.children) < self._size
+        return self._spawn_at if missing else None
 
     def send(self, lane: str, jobs: deque[Job], *, short: bool) -> None:
         """Gives jobs to children, idle ones first; what nobody has room for stays.
@@ -203,7 +218,12 @@ class Pool:
 
     def jobs(self) -> Iterable[Job]:
         """All that children have been given."""
-        return [job for child in self.children for lane in child.lanes.values() for job in lane.inflight.values()]
+        return [
+            job
+            for child in self.children
+            for lane in child.lanes.values()
+            for job in lane.inflight.values()
+        ]
 
     def take_back(self, now: float, *, everything: bool = False) -> list[Job]:
         """What lies unread behind runs that take long, or all that is unread; in order."""
@@ -213,9 +233,7 @@ class Pool:
                 stuck = len(lane.inflight) > lane.width and now - lane.moved_at > STUCK
                 if lane.inflight and (everything or stuck):
                     jobs.extend(lane.take_back())
-        for job in jobs:
-            job.sent_at = 0.0
-        return sorted(jobs, key=lambda job: job.sequence)
+        return jobs
 
     def stop(self, job: Job, reason: int, now: float) -> bool:
         """Asks a run to stop, and kills its child if it has not in time; False: no child has it."""
@@ -228,11 +246,13 @@ class Pool:
         return False
 
     def tick(self, now: float) -> list[Job]:
-        """Kills children whose runs would not stop, replaces worn ones; returns runs that are late."""
+        """Kills children whose runs would not stop, replaces worn ones; returns late runs."""
         late: list[Job] = []
         for child in self.children:
             for sequence in child.slots.late(now):
-                job = child.lanes[SYNC].inflight.get(sequence) or child.lanes[ASYNC].inflight.get(sequence)
+                job = child.lanes[SYNC].inflight.get(sequence) or child.lanes[ASYNC].inflight.get(
+                    sequence
+                )
                 if job is not None and sequence not in child.kill_at:
                     late.append(job)
             self._kill_if_due(child, now)
@@ -425,5 +445,3 @@ def _memory_of(pid: int) -> int:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
-
-

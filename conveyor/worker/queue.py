@@ -1,10 +1,9 @@
-"""One queue as a worker sees it: what may lie there, what is to be settled, and how to hear of more."""
+"""One queue as a worker sees it: what may lie there, what is to settle, how to hear of more."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from conveyor.broker.commands import BATCH, BATCH_BYTES, Settlement
@@ -12,6 +11,8 @@ from conveyor.orchestrator import BLOCK, Clock
 from conveyor.worker.job import ASYNC, SYNC, Job
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from conveyor.broker.keys import QueueKeys
     from conveyor.broker.link import Link
 
@@ -58,8 +59,8 @@ class Bell:
     """Blocks until there is work, something comes due, or a run is to be stopped.
 
     It blocks on the markers of lanes that want work and are known to be empty; while the worker is
-    claiming anyway it stays quiet, and when a lane comes to want work it is called back to listen to
-    that as well.
+    claiming anyway it stays quiet, and when a lane comes to want work it is called back to listen
+    to that as well.
 
     Args:
         queues: Those it can hear: all of them, or one on a cluster.
@@ -68,7 +69,11 @@ class Bell:
     """
 
     def __init__(
-        self, queues: Sequence[WorkerQueue], *, beat: bool, heard: Callable[[WorkerQueue, str, bytes], None]
+        self,
+        queues: Sequence[WorkerQueue],
+        *,
+        beat: bool,
+        heard: Callable[[WorkerQueue, str, bytes], None],
     ) -> None:
         self._queues = queues
         self._beat = beat

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-import msgpack
-
+from conveyor.records import unpack_error
 from conveyor.worker.frames import Outcome, OutcomeFrame
 
 if TYPE_CHECKING:
@@ -20,9 +19,11 @@ def report_outcome(log: logging.Logger, job: Job, frame: OutcomeFrame) -> None:
     if frame.outcome == Outcome.SUCCESS:
         log.debug("%s succeeded in %s", job, elapsed, extra=extra)
     elif frame.outcome in (Outcome.ERROR, Outcome.FATAL):
-        kind, message, traceback = msgpack.unpackb(frame.data, unicode_errors="replace")
+        kind, message, traceback = unpack_error(frame.data)
         level = logging.WARNING if frame.outcome == Outcome.ERROR else logging.ERROR
-        log.log(level, "%s raised %s: %s after %s", job, kind, _one_line(message), elapsed, extra=extra)
+        log.log(
+            level, "%s raised %s: %s after %s", job, kind, _one_line(message), elapsed, extra=extra
+        )
         if traceback:
             log.debug("%s", traceback.rstrip())
     else:

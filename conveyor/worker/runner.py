@@ -1,8 +1,8 @@
 """Runs one task in a child: from the record to the outcome, the same for every lane.
 
-Whatever a task does, it ends in an outcome: arguments that cannot be decoded, results that cannot be
-encoded, an exception whose text cannot be had, a `SystemExit`. A run that was asked to stop has that
-outcome even if it goes on to return something.
+Whatever a task does, it ends in an outcome: arguments that cannot be decoded, results that cannot
+be encoded, an exception whose text cannot be had, a `SystemExit`. A run that was asked to stop has
+that outcome even if it goes on to return something.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ import os
 import random
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from conveyor.backoff import DEFAULT_BACKOFF
-from conveyor.broker.commands import Snapshot
 from conveyor.context import Context
 from conveyor.errors import PayloadTooLarge, Retry, SerializationError, TaskTimeout
 from conveyor.records import LEASE, Options, pack_error, payload_of
@@ -24,6 +22,7 @@ from conveyor.worker.frames import JobFrame, Outcome, OutcomeFrame, send_outcome
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable, Mapping, Sequence
 
     from conveyor.client import Client
     from conveyor.task import Definition
@@ -97,7 +96,7 @@ class Runner:
         self._rng = random.Random()
 
     def begin(self, job: JobFrame, slot: int) -> Run | None:
-        """Notes a run and decodes it; None when there is nothing to run, and its outcome was sent."""
+        """Notes a run and decodes it; None when it cannot be run, and its outcome was sent."""
         now = time.monotonic()
         if self._lease_passed(job, now):
             self._send(job, Outcome.RELEASE, b"", 0, 0)
@@ -111,11 +110,20 @@ class Runner:
             return None
         definition = self._tasks[payload.name.encode()]
         context = Context(
-            self._client, self._queues[job.queue], job.id.decode(), payload.name, job.record[10:22], job.record
+            self._client,
+            self._queues[job.queue],
+            job.id.decode(),
+            payload.name,
+            job.record[10:22],
+            job.record,
         )
         if definition.bind:
             args = (context, *args)
-        self._slots.begin(slot, job.sequence, now + options.execution_timeout if options.execution_timeout else 0.0)
+        self._slots.begin(
+            slot,
+            job.sequence,
+            now + options.execution_timeout if options.execution_timeout else 0.0,
+        )
         return Run(job, slot, definition, args, kwargs, context, options, now)
 
     def succeed(self, run: Run, value: Any) -> None:
@@ -145,11 +153,12 @@ class Runner:
         self._end(run, outcome, describe(error), delay or 0.0)
 
     def _lease_passed(self, job: JobFrame, now: float) -> bool:
-        """Whether the parent was silent for so long that the task may be running elsewhere by now."""
+        """Whether the parent was silent so long that the task may run elsewhere by now."""
         _, _, stall_ms, acknowledge_ms, _ = LEASE.unpack_from(job.record)
-        # A renewal of the queue covers what was due; the rest was renewed up to an interval earlier.
+        # A renewal of the queue covers what was due; the rest was renewed up to an interval
+        # earlier.
         renewed = self._slots.renewal(job.queue) - acknowledge_ms / 1000
-        return now > max(job.claimed_at, renewed) + stall_ms / 1000
+        return bool(now > max(job.claimed_at, renewed) + stall_ms / 1000)
 
     def _stopped(self, run: Run, trace: str) -> None:
         if self._slots.stop_asked(run.slot) == CANCELLED:
@@ -165,7 +174,9 @@ class Runner:
         self._send(run.job, outcome, data, round(min(delay, LONGEST_DELAY) * 1000), elapsed)
         self._slots.end(run.slot)
 
-    def _send(self, job: JobFrame, outcome: int, data: bytes, delay_ms: int, elapsed_us: int) -> None:
+    def _send(
+        self, job: JobFrame, outcome: int, data: bytes, delay_ms: int, elapsed_us: int
+    ) -> None:
         frame = OutcomeFrame(job.sequence, outcome, delay_ms, min(elapsed_us, 0xFFFFFFFF), data)
         send_outcome(self._small, self._large, frame)
 
@@ -186,20 +197,22 @@ class Runner:
         return self._backoff(run, error)
 
     def _backoff(self, run: Run, error: BaseException) -> float:
-        retry = int.from_bytes(run.job.record[_ERROR_RETRIES_AT : _ERROR_RETRIES_AT + 4], "little") + 1
-        chosen: Callable[..., float] | Any = run.definition.options.get("backoff")
+        retry = (
+            int.from_bytes(run.job.record[_ERROR_RETRIES_AT : _ERROR_RETRIES_AT + 4], "little") + 1
+        )
+        chosen: Any = run.definition.options.get("backoff")
         if run.options.backoff is None and callable(chosen):
             return self._call_backoff(run, chosen, error)
         return (run.options.backoff or DEFAULT_BACKOFF).delay(retry, self._rng)
 
     def _call_backoff(self, run: Run, backoff: Callable[..., float], error: BaseException) -> float:
-        record = self._client.decode(
-            run.context._queue, run.context._id, Snapshot(run.job.record, {})
-        )
+        record = run.context.task
         try:
             return max(0.0, float(backoff(record, error)))
         except Exception:
-            run.context.log.exception("the backoff of %s failed: the default is used", run.definition.name)
+            run.context.log.exception(
+                "the backoff of %s failed: the default is used", run.definition.name
+            )
             return DEFAULT_BACKOFF.delay(record.error_retries + 1, self._rng)
 
 
@@ -214,7 +227,9 @@ def may_retry(options: Mapping[str, Any], error: BaseException) -> bool:
 
 def timeout_error(options: Options) -> TaskTimeout:
     """What a run that took too long ends with."""
-    return TaskTimeout(f"the run took longer than its execution_timeout of {options.execution_timeout} s")
+    return TaskTimeout(
+        f"the run took longer than its execution_timeout of {options.execution_timeout} s"
+    )
 
 
 def describe(error: BaseException) -> bytes:
@@ -228,7 +243,10 @@ def describe_traceback(error: BaseException) -> str:
     try:
         text = "".join(traceback.format_exception(type(error), error, own))
     except Exception as failure:
-        text = "".join(traceback.format_tb(own)) + f"(the error cannot be formatted: {type(failure).__name__})"
+        text = (
+            "".join(traceback.format_tb(own))
+            + f"(the error cannot be formatted: {type(failure).__name__})"
+        )
     return text if len(text) <= TRACEBACK_LIMIT else "…" + text[-TRACEBACK_LIMIT:]
 
 
@@ -240,5 +258,7 @@ def _message(error: BaseException) -> str:
     return text if len(text) <= MESSAGE_LIMIT else text[:MESSAGE_LIMIT] + "…"
 
 
-def _classes(given: type[BaseException] | Sequence[type[BaseException]]) -> tuple[type[BaseException], ...]:
+def _classes(
+    given: type[BaseException] | Sequence[type[BaseException]],
+) -> tuple[type[BaseException], ...]:
     return (given,) if isinstance(given, type) else tuple(given)

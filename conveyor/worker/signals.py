@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
-from typing_extensions import Self
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+
+def ignore(_number: int, _frame: object) -> None:
+    """A handler that does nothing."""
 
 
 class Signals:
@@ -33,11 +37,14 @@ class Signals:
         """Takes the signals over."""
         self._wakeup_before = signal.set_wakeup_fd(self._write.fileno())
         for number in self._numbers:
-            self._before[number] = signal.signal(number, lambda *_: None)
+            self._before[number] = signal.signal(number, ignore)
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Gives them back."""
         signal.set_wakeup_fd(self._wakeup_before)

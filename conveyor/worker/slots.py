@@ -1,7 +1,8 @@
-"""Shared memory between the parent and one child: what is running there, until when, and what to stop.
+"""Shared memory between the parent and one child: what is running there, until when, and what to
+stop.
 
-A child notes what it begins before it runs it and clears the note after its outcome was sent. So when
-a child dies, a noted task had begun and is charged; whatever else was sent to it had not.
+A child notes what it begins before it runs it and clears the note after its outcome was sent. So
+when a child dies, a noted task had begun and is charged; whatever else was sent to it had not.
 
     word 0           whether any run had a deadline, so that the parent need not look
     next words       lease clock of each queue (see `renewed`)
@@ -75,7 +76,7 @@ class Slots:
         return asked & 3 if asked >> 2 == self._words[place] else 0
 
     def renewed(self, queue: int, moment: float) -> None:
-        """Notes when the parent last knew that its leases on a queue hold, on the monotonic clock."""
+        """Notes when the parent last knew that its leases on a queue hold, monotonic."""
         self._times[_FIRST + queue] = moment
 
     def renewal(self, queue: int) -> float:

@@ -3,31 +3,33 @@
 It runs no task, so a task that holds the interpreter for minutes costs no lease. One call to the
 server is in flight at a time: what comes in meanwhile goes with the next one, so batches form by
 themselves. Every call may be repeated after a lost reply (see `broker/link.py`), and every lease is
-ended with its token, so a reply that never came and a worker that came back too late change nothing.
+ended with its token, so a reply that never came and a worker that came back too late change
+nothing.
 
-If this process dies, its children die with it, its leases run out, and whoever looks next runs those
-tasks again: each counts as stalled, since nobody can tell which had begun.
+If this process dies, its children die with it, its leases run out, and whoever looks next runs
+those tasks again: each counts as stalled, since nobody can tell which had begun.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import random
 import selectors
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from conveyor.broker import commands
 from conveyor.broker.commands import BATCH, Settled, Verdict
 from conveyor.broker.link import Link
+from conveyor.errors import BrokerUnavailable
 from conveyor.worker.announcement import announcement
 from conveyor.worker.child import Work
 from conveyor.worker.deaths import settle_death
 from conveyor.worker.frames import Outcome, OutcomeFrame
+from conveyor.worker.holdings import Holdings
 from conveyor.worker.job import ASYNC, SYNC, Job
-from conveyor.worker.leases import Leases
 from conveyor.worker.pool import SHORT_RUN, Death, Pool
 from conveyor.worker.queue import Bell, WorkerQueue
 from conveyor.worker.reports import report_outcome
@@ -50,6 +52,8 @@ HEARTBEAT: Final = 30.0
 HEARTBEAT_HOLDS_MS: Final = 95_000
 #: Most bytes of records held at once.
 HELD_BYTES: Final = 16 * 1_048_576
+#: Tasks claimed at once from a lane that nothing here uses, to park them.
+SWEEP: Final = 10
 #: Seconds after the grace that the last outcomes may take to reach the server.
 LAST_WORDS: Final = 5.0
 
@@ -63,7 +67,9 @@ class Supervisor:
         plan: What to be.
     """
 
-    def __init__(self, client: Client, tasks: Mapping[str, BaseTask[..., object]], plan: WorkerPlan) -> None:
+    def __init__(
+        self, client: Client, tasks: Mapping[str, BaseTask[..., object]], plan: WorkerPlan
+    ) -> None:
         self.id = os.urandom(4)
         self.plan = plan
         self.selector = selectors.DefaultSelector()
@@ -73,14 +79,12 @@ class Supervisor:
         self._definitions = {name.encode(): task.definition for name, task in tasks.items()}
         self._lanes = {n: ASYNC if d.is_async else SYNC for n, d in self._definitions.items()}
         self._queues = [
-            WorkerQueue(index, self._broker.keys(name), self.id.hex()) for index, name in enumerate(plan.queues)
+            WorkerQueue(index, self._broker.keys(name), self.id.hex())
+            for index, name in enumerate(plan.queues)
         ]
-        self._ready: dict[str, deque[Job]] = {SYNC: deque(), ASYNC: deque()}
+        self._held = Holdings(self._queues, self._lanes)
         self._windows = {lane: Window(time.monotonic()) for lane in (SYNC, ASYNC)}
         self._claiming = {SYNC: 0, ASYNC: 0}
-        self._leases = Leases()
-        self._held_bytes = 0
-        self._sequence = 0
         self._next_tick = 0.0
         self._next_heartbeat = 0.0
         self._stop_by: float | None = None
@@ -109,9 +113,8 @@ class Supervisor:
         if self.stopping:
             return
         self._stop_by = time.monotonic() + self.plan.grace
-        self._release(self._pool.take_back(time.monotonic(), everything=True))
-        self._release_ready(SYNC)
-        self._release_ready(ASYNC)
+        self._held.put_back(self._pool.take_back(time.monotonic(), everything=True))
+        self._release_waiting()
         self._pool.shrink()
 
     def kill(self) -> None:
@@ -144,30 +147,30 @@ class Supervisor:
         )
 
     def _descriptors(self) -> Iterable[int]:
-        files = [link.fileno() for link in self._links] + [self.selector.fileno()]  # type: ignore[attr-defined]
+        files = [link.fileno() for link in self._links] + [self.selector.fileno()]
         return [descriptor for descriptor in files if descriptor >= 0]
 
     def _open(self) -> None:
         """On a cluster each queue has its own connections, elsewhere all share two."""
-        groups = [[queue] for queue in self._queues] if self._broker.server.clustered else [self._queues]
+        groups = (
+            [[queue] for queue in self._queues] if self._broker.server.clustered else [self._queues]
+        )
         for group in groups:
             memory = group[0].keys.memory
             bell = Bell(group, beat=self.plan.beat, heard=self._on_heard)
-            link = Link(
-                self._broker.server, memory, self.selector, lambda link, group=group: self._greet(link, group)
-            )
+            greet = functools.partial(self._greet, group)
+            link = Link(self._broker.server, memory, self.selector, greet)
             bell.link = Link(self._broker.server, memory, self.selector, bell.greet, blocking=True)
             for queue in group:
                 queue.link = link
             self._links += [link, bell.link]
             self._bells.append(bell)
         for queue in self._queues:
-            self._broker.announce(queue.keys.queue)
             self._unpark(queue, 0)
 
-    def _greet(self, link: Link, queues: Sequence[WorkerQueue]) -> None:
+    def _greet(self, queues: Sequence[WorkerQueue], link: Link) -> None:
         """On a new connection nothing of what was known about the server holds."""
-        self._leases.make_all_due(time.monotonic())
+        self._held.leases.make_all_due(time.monotonic())
         for queue in queues:
             queue.has_work = {SYNC: True, ASYNC: True}
             queue.clock.ring()
@@ -189,6 +192,7 @@ class Supervisor:
         now = time.monotonic()
         for link in self._links:
             link.tick(now)
+        self._pool.fill(now)
         if now >= self._next_tick:
             self._tick(now)
         if now >= self._next_heartbeat:
@@ -203,19 +207,26 @@ class Supervisor:
         moments = [link.deadline() for link in self._links]
         if self.plan.beat:
             moments += [queue.clock.deadline(queue.link) for queue in self._queues]
-        moments += [self._leases.next_due(), self._next_heartbeat, self._stop_by if not self._killing else None]
-        if len(self._leases) or self.stopping:
+        moments += [
+            self._pool.deadline(),
+            self._held.leases.next_due(),
+            self._next_heartbeat,
+            self._stop_by if not self._killing else None,
+        ]
+        if len(self._held.leases) or self.stopping:
             moments.append(self._next_tick)
         nearest = min(moment for moment in moments if moment is not None)
         return max(0.0, nearest - time.monotonic())
 
     def _finished(self) -> bool:
-        settled = not len(self._leases) and not any(queue.pending for queue in self._queues)
+        settled = not len(self._held.leases) and not any(queue.pending for queue in self._queues)
         if self.stopping:
             assert self._stop_by is not None
             out_of_time = time.monotonic() > self._stop_by + LAST_WORDS
             quiet = not any(self._claiming.values())
-            return (settled and quiet and not self._pool.children) or (out_of_time and self._killing)
+            return (settled and quiet and not self._pool.children) or (
+                out_of_time and self._killing
+            )
         if not self.plan.burst:
             return False
         empty = not any(work for queue in self._queues for work in queue.has_work.values())
@@ -226,8 +237,7 @@ class Supervisor:
         self._pool.kill()
         for queue in self._queues:
             if queue.link.connected:
-                goodbye = commands.hello(queue.keys, self.id.hex(), 0, b"")
-                self._broker.run(goodbye)
+                self._say_goodbye(queue)
         for link in self._links:
             link.close()
         while self._pool.children:
@@ -235,19 +245,24 @@ class Supervisor:
                 key.data()
         self.selector.close()
 
+    def _say_goodbye(self, queue: WorkerQueue) -> None:
+        try:
+            self._broker.run(commands.hello(queue.keys, self.id.hex(), 0, b""))
+        except BrokerUnavailable as error:
+            log.warning("left without a goodbye: %s", error)
+
     def _tick(self, now: float) -> None:
         """Looks after runs that take long."""
         self._next_tick = now + TICK
         for job in self._pool.tick(now):
             job.stop = TIMED_OUT
             self._pool.stop(job, TIMED_OUT, now)
-        for job in reversed(self._pool.take_back(now)):
-            self._ready[job.lane].appendleft(job)
+        self._held.put_back(self._pool.take_back(now))
         for lane, window in self._windows.items():
             if window.silent(now):
                 window.close()
                 self._hand_out(lane)
-                self._release_ready(lane)
+                self._held.release(lane)
         if self._stop_by is not None and now >= self._stop_by and not self._killing:
             log.warning("the grace of %.0fs is over: interrupting what still runs", self.plan.grace)
             self.kill()
@@ -256,14 +271,17 @@ class Supervisor:
         self._next_heartbeat = now + HEARTBEAT
         for queue in self._queues:
             if queue.link.connected and not self.stopping:
-                command = commands.hello(queue.keys, self.id.hex(), HEARTBEAT_HOLDS_MS, announcement(self.plan))
+                self._broker.announce(queue.keys.queue)
+                command = commands.hello(
+                    queue.keys, self.id.hex(), HEARTBEAT_HOLDS_MS, announcement(self.plan)
+                )
                 queue.link.send(command, lambda _: None)
 
     def _renew(self, now: float) -> None:
-        due = self._leases.next_due()
+        due = self._held.leases.next_due()
         if due is None or due > now:
             return
-        jobs = self._leases.take_due(now, BATCH)
+        jobs = self._held.leases.take_due(now, BATCH)
         queue = self._queues[jobs[0].queue]
 
         def renewed(verdicts: Sequence[int] | None) -> None:
@@ -274,17 +292,17 @@ class Supervisor:
                     child.slots.renewed(queue.index, now)
             for job, verdict in zip(jobs, verdicts, strict=True):
                 if verdict == Verdict.STALE:
-                    self._lost(job)
+                    self._held.lose(job)
                 elif verdict == Verdict.CANCEL_ASKED:
                     self._cancel(job)
 
         queue.link.send(commands.renew(queue.keys, [(job.id, job.token) for job in jobs]), renewed)
 
     def _pump(self, now: float) -> None:
-        """Hands out what is held, settles and claims where no call is in flight, listens for more."""
-        for lane in self._ready:
+        """Hands out what is held, settles and claims where no call is in flight, listens."""
+        for lane in self._held.waiting:
             self._hand_out(lane)
-        wants = {lane: self._wanted(lane) for lane in self._ready}
+        wants = {lane: self._wanted(lane) for lane in self._held.waiting}
         for link in self._links[::2]:
             if link.idle:
                 self._exchange(link, wants)
@@ -292,19 +310,28 @@ class Supervisor:
         for bell in self._bells:
             bell.listen(listening, now)
 
+    def _release_waiting(self) -> None:
+        for lane in self._held.waiting:
+            self._held.release(lane)
+
     def _hand_out(self, lane: str) -> None:
-        self._pool.send(lane, self._ready[lane], short=self._windows[lane].average < SHORT_RUN)
+        self._pool.send(
+            lane, self._held.waiting[lane], short=self._windows[lane].average < SHORT_RUN
+        )
 
     def _wanted(self, lane: str) -> int:
         """How many more tasks of a lane to claim."""
-        if self.stopping or self.paused or self._held_bytes > HELD_BYTES:
+        if self.stopping or self.paused or self._held.bytes > HELD_BYTES:
             return 0
         width = self.plan.threads if lane == SYNC else self._async_width()
-        if not width:
+        children = sum(not child.retiring for child in self._pool.children)
+        if not children:
             return 0
-        slots = sum(not child.retiring for child in self._pool.children) * width
+        if not width:
+            return SWEEP - self._claiming[lane]
+        slots = children * width
         ahead = self._windows[lane].ahead(self.plan.concurrency * (width if lane == SYNC else 1))
-        held = len(self._ready[lane]) + self._pool.inflight(lane) + self._claiming[lane]
+        held = len(self._held.waiting[lane]) + self._pool.inflight(lane) + self._claiming[lane]
         return max(0, min(BATCH, slots + ahead - held))
 
     def _async_width(self) -> int:
@@ -313,7 +340,11 @@ class Supervisor:
     def _exchange(self, link: Link, wants: dict[str, int]) -> None:
         queues = [queue for queue in self._queues if queue.link is link]
         chosen = {lane: self._choose(queues, lane) if wants[lane] else None for lane in wants}
-        queue = next((queue for queue in queues if queue.pending), None) or chosen[SYNC] or chosen[ASYNC]
+        queue = (
+            next((queue for queue in queues if queue.pending), None)
+            or chosen[SYNC]
+            or chosen[ASYNC]
+        )
         if queue is None:
             return
         asked = {lane: wants[lane] if chosen[lane] is queue else 0 for lane in wants}
@@ -332,7 +363,7 @@ class Supervisor:
             [settlement for _, settlement in batch],
             sync=asked[SYNC],
             asynchronous=asked[ASYNC],
-            keep_success=min(int(min(self._settings.retain_success_count, 2**53)), 2**53),
+            keep_success=int(min(self._settings.retain_success_count, 2**53)),
             park_ms=round(min(self._settings.unknown_task_grace, 1e9) * 1000),
         )
         link.send(command, lambda answer: self._on_settled(queue, asked, now, answer))
@@ -356,29 +387,9 @@ class Supervisor:
                 queue.has_work[lane] = lane.encode() in answer.left
         claimed = answer.claimed
         for i in range(0, len(claimed), 2):
-            self._take(queue, claimed[i], claimed[i + 1], sent_at)
+            self._held.take(queue, claimed[i], claimed[i + 1], sent_at)
         if self.stopping:
-            self._release_ready(SYNC)
-            self._release_ready(ASYNC)
-
-    def _take(self, queue: WorkerQueue, task_id: bytes, record: bytes, sent_at: float) -> None:
-        self._sequence += 1
-        job = Job(self._sequence, queue.index, task_id, record, sent_at)
-        self._leases.add(job, sent_at)
-        self._held_bytes += len(record)
-        lane = self._lanes.get(job.name)
-        if lane is None:
-            name = job.name.decode(errors="replace")
-            log.warning("no task is named %r here: %s is parked until a worker knows it", name, job)
-            self._settle(job, "park", f"this worker does not know {name}".encode())
-            return
-        job.lane = lane
-        self._ready[lane].append(job)
-
-    def _settle(self, job: Job, outcome: str, data: bytes = b"", delay_ms: int = 0) -> None:
-        self._leases.drop(job)
-        self._held_bytes -= len(job.record)
-        self._queues[job.queue].settle(job, outcome, data, delay_ms)
+            self._release_waiting()
 
     def _on_outcomes(self, outcomes: list[tuple[Job, OutcomeFrame]]) -> None:
         now = time.monotonic()
@@ -386,24 +397,27 @@ class Supervisor:
             self._windows[job.lane].ran(frame.elapsed_us / 1e6, now)
             if frame.outcome != Outcome.SUCCESS or log.isEnabledFor(logging.DEBUG):
                 report_outcome(log, job, frame)
-            self._settle(job, Outcome.NAMES[frame.outcome], frame.data, frame.delay_ms)
+            self._held.settle(job, Outcome.NAMES[frame.outcome], frame.data, frame.delay_ms)
 
     def _on_death(self, death: Death) -> None:
         if not self._killing and (death.begun or death.guilty or death.early):
-            log.error("child %d %s; running there: %s", death.pid, death.reason, _names(death.begun + death.guilty))
-        for job in death.untouched:
-            job.sent_at = 0.0
-        for job in sorted(death.untouched, key=lambda job: -job.sequence):
-            self._ready[job.lane].appendleft(job)
-        for job, outcome, data, delay_ms in settle_death(death, self._definitions, shutting_down=self._killing):
-            self._settle(job, outcome, data, delay_ms)
+            log.error(
+                "child %d %s; running there: %s",
+                death.pid,
+                death.reason,
+                _names(death.begun + death.guilty),
+            )
+        self._held.put_back(death.untouched)
+        for job, outcome, data, delay_ms in settle_death(
+            death, self._definitions, shutting_down=self._killing
+        ):
+            self._held.settle(job, outcome, data, delay_ms)
         if self.stopping:
-            self._release_ready(SYNC)
-            self._release_ready(ASYNC)
+            self._release_waiting()
 
     def _on_heard(self, queue: WorkerQueue, meaning: str, member: bytes) -> None:
         if meaning == "stop":
-            job = self._leases.find(queue.index, member)
+            job = self._held.leases.find(queue.index, member)
             if job is not None:
                 self._cancel(job)
             return
@@ -415,33 +429,12 @@ class Supervisor:
     def _cancel(self, job: Job) -> None:
         """Ends a task that has not begun here, or stops its run."""
         now = time.monotonic()
-        for other in reversed(self._pool.take_back(now, everything=True)):
-            self._ready[other.lane].appendleft(other)
-        if job in self._ready[job.lane]:
-            self._ready[job.lane].remove(job)
-            self._settle(job, "cancelled")
+        self._held.put_back(self._pool.take_back(now, everything=True))
+        if self._held.withdraw(job):
+            self._held.settle(job, "cancelled")
             return
         job.stop = CANCELLED
         self._pool.stop(job, CANCELLED, now)
-
-    def _lost(self, job: Job) -> None:
-        """Another run may be under way: what has not begun here must not begin."""
-        log.warning("the lease of %s was lost", job)
-        self._leases.drop(job)
-        self._held_bytes -= len(job.record)
-        if job in self._ready[job.lane]:
-            self._ready[job.lane].remove(job)
-
-    def _release(self, jobs: Iterable[Job]) -> None:
-        """Gives back what has not begun, so that the first claimed is first again."""
-        for job in sorted(jobs, key=lambda job: -job.sequence):
-            self._settle(job, "release")
-
-    def _release_ready(self, lane: str) -> None:
-        if self._ready[lane]:
-            jobs = list(self._ready[lane])
-            self._ready[lane].clear()
-            self._release(jobs)
 
 
 def _names(jobs: Sequence[Job]) -> str:

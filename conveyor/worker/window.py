@@ -1,8 +1,9 @@
 """How much of one lane's work the parent holds beyond what runs.
 
 A few milliseconds of work for each slot hide the round trip to the server while runs are short; for
-long runs it is nothing, so that no task waits behind one here while another worker is idle. The window
-grows with runs that have ended, and closes when none has for a while, whatever was seen before.
+long runs it is nothing, so that no task waits behind one here while another worker is idle. The
+window grows with runs that have ended, and closes when none has for a while, whatever was seen
+before.
 """
 
 from __future__ import annotations

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
+import selectors
 import signal
 import socket
-import selectors
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from conveyor.worker.plan import make_plan
@@ -16,6 +15,8 @@ from conveyor.worker.signals import Signals
 from conveyor.worker.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from conveyor.app import Conveyor
 
 log = logging.getLogger("conveyor.worker")
@@ -68,7 +69,9 @@ class Worker:
             "max_memory_per_child": max_memory_per_child,
         }
         self.app = app
-        self.plan = make_plan(app.settings, given, queues=queues or [app.queue], beat=beat, burst=burst)
+        self.plan = make_plan(
+            app.settings, given, queues=queues or [app.queue], beat=beat, burst=burst
+        )
         self.killed = False
         self._thread: threading.Thread | None = None
         self._asked: deque[Callable[[Supervisor], None]] = deque()
@@ -78,17 +81,21 @@ class Worker:
     def run(self) -> None:
         """Works until a signal or `shutdown` ends it; blocks.
 
-        On the main thread INT or TERM once ends it warmly, INT twice or QUIT at once, and USR1 prints
-        what each child is running.
+        On the main thread INT or TERM once ends it warmly, INT twice or QUIT at once, and USR1
+        prints what each child is running.
         """
         supervisor = Supervisor(self.app.client, self.app.tasks, self.plan)
-        supervisor.selector.register(self._wake_read, selectors.EVENT_READ, lambda: self._act(supervisor))
+        supervisor.selector.register(
+            self._wake_read, selectors.EVENT_READ, lambda: self._act(supervisor)
+        )
         if threading.current_thread() is not threading.main_thread():
             supervisor.run()
             return
         with Signals(_SIGNALS) as signals:
             supervisor.selector.register(
-                signals.sock, selectors.EVENT_READ, lambda: self._on_signals(supervisor, signals.read())
+                signals.sock,
+                selectors.EVENT_READ,
+                lambda: self._on_signals(supervisor, signals.read()),
             )
             supervisor.run()
 
@@ -140,5 +147,3 @@ class Worker:
                 self._interrupts += number == signal.SIGINT
                 log.info("%s: finishing what runs (at most %.0fs)", number.name, self.plan.grace)
                 supervisor.shut_down()
-
-

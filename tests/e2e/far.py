@@ -91,6 +91,6 @@ class FarWorker(Running):
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level="INFO", format="%(asctime)s %(name)s %(message)s")
+    logging.basicConfig(level=os.environ.get("LEVEL","INFO"), format="%(asctime)s %(name)s %(message)s")
     url, namespace, *names = sys.argv[1:]
     Worker(far_app(url, namespace), names, concurrency=2).run()

@@ -119,9 +119,10 @@ def test_only_the_task_that_kills_its_thread_mates_pays_in_the_end(lab: Lab) -> 
         others = [lab.tasks.hold.delay(gate.path) for _ in range(3)]
         lab.wait_for_starts(*others)
         killer = lab.tasks.exit_process.options(stall_retry_limit=3).delay()
+        lab.wait_for_starts(killer, runs=2)
+        gate.open()
         with pytest.raises(TaskFailed, match="exited with code 3"):
             killer.wait(SOON)
-        gate.open()
         assert [one.wait(SOON) for one in others]
     assert lab.history.count("start", task_id=killer.id) == 4
     # From its second death on it ran alone.

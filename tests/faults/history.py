@@ -51,17 +51,12 @@ class History:
 
     def __init__(self, directory: Path | str) -> None:
         self.directory = Path(directory)
-        self._pid = 0
-        self._file = -1
+        self._files: dict[int, int] = {}
 
     def note(self, name: str, task_id: str, *about: object) -> None:
         """Appends an event."""
-        if self._pid != os.getpid():
-            self._pid = os.getpid()
-            path = self.directory / f"{self._pid}.history"
-            self._file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
         words = [str(time.time_ns()), name, task_id, *map(str, about)]
-        os.write(self._file, (" ".join(words) + "\n").encode())
+        os.write(self._file(), (" ".join(words) + "\n").encode())
 
     def read(self, *names: str, task_id: str | None = None) -> list[Event]:
         """Events of all processes, by time: all, or those of some names or of one task."""
@@ -74,6 +69,13 @@ class History:
     def count(self, name: str, *, task_id: str | None = None) -> int:
         """How many events there are of a name."""
         return len(self.read(name, task_id=task_id))
+
+    def _file(self) -> int:
+        pid = os.getpid()
+        if pid not in self._files:
+            path = self.directory / f"{pid}.history"
+            self._files[pid] = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        return self._files[pid]
 
 
 def _read(directory: Path) -> list[Event]:

@@ -80,13 +80,16 @@ class Lab:
         self.app.close()
         self.client.close()
 
-    def worker(self, *args: str, url: str = "", tasks: str = "", **env: str) -> RunningWorker:
-        """A worker of the app, up once it is returned.
+    def worker(
+        self, *args: str, url: str = "", tasks: str = "", up: bool = True, **env: str
+    ) -> RunningWorker:
+        """A worker of the app.
 
         Args:
             *args: For `conveyor worker`.
             url: Of the server, where it is not the lab's.
             tasks: Names of the only tasks that it knows, with commas between.
+            up: Whether to wait until it is up.
             **env: Further variables.
         """
         about = {
@@ -95,7 +98,7 @@ class Lab:
             "TEST_HISTORY": str(self.directory),
             "TEST_TASKS": tasks,
         }
-        return RunningWorker("faults.application", TESTS, *args, env=about | env)
+        return RunningWorker("faults.application", TESTS, *args, env=about | env, up=up)
 
     def gate(self) -> Gate:
         """A new one, closed."""

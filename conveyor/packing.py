@@ -1,0 +1,33 @@
+"""Conveyor's own small structures as msgpack: options, errors, announcements. Values are the codec's."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import msgpack
+
+from conveyor.errors import SerializationError
+
+_msgpack: Any = msgpack  # it has no types
+
+
+def pack(value: Any) -> bytes:
+    """Packs plain values; text that is no valid Unicode is mended."""
+    return cast("bytes", _msgpack.packb(value, unicode_errors="replace"))
+
+
+def unpack(data: bytes, what: str, *, raw: bool = False) -> Any:
+    """Unpacks what `pack` or a script packed.
+
+    Args:
+        data: The bytes.
+        what: What they should be, for the error.
+        raw: Whether strings stay bytes.
+
+    Raises:
+        SerializationError: They are no msgpack.
+    """
+    try:
+        return _msgpack.unpackb(data, raw=raw, unicode_errors="replace")
+    except (ValueError, TypeError) as error:
+        raise SerializationError(f"{what} cannot be read: {error}") from error

@@ -1,0 +1,81 @@
+"""What tests of callers need of a worker: one task ended by hand, or all of them in a thread.
+
+    end(app, "success", 3)              # claims the next task and ends it
+    with Player(app):                   # runs the app's tasks, one after the other
+        assert add.delay(1, 2).wait(10) == 3
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from typing import TYPE_CHECKING, Any, Self
+
+from engine import Engine, Lease, Worker
+
+from conveyor.records import pack_error, payload_of
+
+if TYPE_CHECKING:
+    from conveyor import Conveyor
+
+#: Seconds in which anything here happens unless it hangs.
+SOON = 20.0
+
+
+def claim(app: Conveyor, queue: str = "default") -> tuple[Worker, Lease]:
+    """The next task of a queue, running, and who runs it."""
+    worker = Worker(Engine(app, queue, stopped=False))
+    (lease,) = worker.claim(sync=1, asynchronous=1)[:1]
+    return worker, lease
+
+
+def end(app: Conveyor, outcome: str, value: Any = None, *, queue: str = "default") -> str:
+    """Ends the next task of a queue: "success" with a value, else with an error; its id."""
+    worker, lease = claim(app, queue)
+    encoded = app.client.codec.encode(value, "the result") if outcome == "success" else value
+    assert worker.end(lease, outcome, encoded or b"") == 1
+    return lease.id
+
+
+class Player:
+    """Runs an app's tasks in a thread, until the end of its `with` block."""
+
+    def __init__(self, app: Conveyor, queue: str = "default") -> None:
+        self._app = app
+        self._worker = Worker(Engine(app, queue, stopped=False))
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._play, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(SOON)
+        assert not self._thread.is_alive()
+
+    def _play(self) -> None:
+        while not self._stop.is_set():
+            claimed = self._worker.claim(sync=10, asynchronous=10)
+            for lease in claimed:
+                self._worker.end(lease, *self._run(lease))
+            if not claimed:
+                self._stop.wait(0.01)
+
+    def _run(self, lease: Lease) -> tuple[str, bytes]:
+        codec = self._app.client.codec
+        payload = payload_of(lease.record)
+        args, kwargs = codec.decode_call(payload.call)
+        try:
+            value = self._app.tasks[payload.name].definition.function(*args, **kwargs)
+            if inspect.isawaitable(value):
+                value = asyncio.run(_await(value))
+        except Exception as error:
+            return "fatal", pack_error(type(error).__name__, str(error))
+        return "success", codec.encode(value, "the result")
+
+
+async def _await(value: Any) -> Any:
+    return await value
