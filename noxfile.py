@@ -56,7 +56,7 @@ def examples(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """The benchmarks; takes their arguments after ``--``."""
     install(session)
-    session.run("python", "-m", "bench", *session.posargs)
+    session.run("python", "-m", "benchmarks", *session.posargs)
 
 
 def install(session: nox.Session) -> None:

@@ -28,12 +28,14 @@ from benchmarks.app import add, anap, anoop, app, compute, nap, noop
 from conveyor.broker import commands
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+    from conveyor import TaskResult
     from conveyor.broker.commands import QueueStatus
 
 
 def status() -> QueueStatus:
+    """What the queue holds now."""
     return app.client.broker.run(commands.status(app.client.broker.keys(app.queue)))
 
 
@@ -61,11 +63,13 @@ def rate(key: str, count: int) -> float:
 
 
 def wait_until_empty() -> None:
+    """Polls, from outside: the worker does not notice."""
     while (now := status()).queued or now.processing:
         time.sleep(0.05)
 
 
 def drain(count: int) -> None:
+    """Workers only: what was enqueued before, sync and async."""
     for task in (noop, anoop):
         task.map([()] * count)
         with worker("-c", "2"):
@@ -76,6 +80,7 @@ def drain(count: int) -> None:
 
 
 def enqueue(count: int) -> None:
+    """Callers only."""
     begun = time.perf_counter()
     for _ in range(count // 10):
         noop.delay()
@@ -88,6 +93,7 @@ def enqueue(count: int) -> None:
 
 
 def round_trip(count: int) -> None:
+    """One call at a time, from `delay` to its result."""
     with worker("-c", "2"):
         times: list[float] = []
         for number in range(min(count, 2000)):
@@ -99,6 +105,7 @@ def round_trip(count: int) -> None:
 
 
 def idle(_: int) -> None:
+    """What a worker that waits sends and burns."""
     with worker("-c", "2") as process:
         time.sleep(3)
         before, cpu = _commands(), _cpu(process.pid)
@@ -112,6 +119,7 @@ def idle(_: int) -> None:
 
 
 def fairness(_: int) -> None:
+    """Short tasks behind a long one, after the window has grown."""
     with worker("-c", "2"):
         for result in noop.map([()] * 2000):
             result.wait(timeout=20)
@@ -138,18 +146,26 @@ def fairness(_: int) -> None:
 
 
 def coroutines(_: int) -> None:
+    """Coroutines beside a computing task, and more of them than slots."""
     with worker("-c", "1", "--coroutines", "100"):
         anap.delay(0).wait(timeout=10)
         busy = compute.delay(2.0)
-        begun = time.perf_counter()
-        for result in anap.map([(0.5,)] * 100):
+        results = anap.map([(0.5,)] * 100)
+        for result in results:
             result.wait(timeout=20)
-        print(f"100 sleeps of 0.5 s beside a computing task: {time.perf_counter() - begun:.2f} s")
+        print(f"100 sleeps of 0.5 s beside a computing task: {_span(results):.2f} s")
         busy.wait(timeout=20)
-        begun = time.perf_counter()
-        for result in anap.map([(0.01,)] * 1000):
+        results = anap.map([(0.01,)] * 1000)
+        for result in results:
             result.wait(timeout=20)
-        print(f"1,000 sleeps of 10 ms, 100 at once: {time.perf_counter() - begun:.2f} s")
+        print(f"1,000 sleeps of 10 ms, 100 at once: {_span(results):.2f} s, enqueuing included")
+
+
+def _span(results: Iterable[TaskResult[None]]) -> float:
+    """Seconds from the first task's enqueuing to the last one's end, by the server's clock."""
+    records = [record for result in results if (record := result.task())]
+    ends = [record.processing_ended_at for record in records if record.processing_ended_at]
+    return (max(ends) - min(record.created_at for record in records)).total_seconds()
 
 
 def _commands() -> int:
@@ -172,6 +188,7 @@ STAGES: dict[str, Callable[[int], None]] = {
 
 
 def main() -> None:
+    """Runs the stages that were named, or all."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("stages", nargs="*", choices=[[], *STAGES], default=[])
     parser.add_argument("-n", type=int, default=100_000, help="tasks where a stage counts them")

@@ -164,9 +164,8 @@ class Conveyor:
             task_id: The task's id.
             queue: The queue it was sent to; None is the app's.
         """
-        return TaskResult(
-            self.client, check_name(queue or self.queue, "queue"), task_id, created=False
-        )
+        queue = self.queue if queue is None else check_name(queue, "queue")
+        return TaskResult(self.client, queue, task_id, created=False)
 
     def map(self, calls: Iterable[Call[R]]) -> list[TaskResult[R]]:
         """Sends many calls, of any tasks, in bounded batches, each atomic; see `Task.map`."""
@@ -277,7 +276,7 @@ def _module_name(function: Callable[..., Any]) -> str:
     """The module's name as a worker would import it, also in a script that is being run."""
     if function.__module__ not in ("__main__", "__mp_main__"):
         return function.__module__
-    main = sys.modules["__main__"]
+    main = sys.modules[function.__module__]
     if main.__spec__ is not None:
         return main.__spec__.name.removesuffix(".__main__")
     file = getattr(main, "__file__", None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import threading
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,8 +26,8 @@ SOON = 20.0
 
 def claim(app: Conveyor, queue: str = "default") -> tuple[Worker, Lease]:
     """The next task of a queue, running, and who runs it."""
-    worker = Worker(Engine(app, queue, stopped=False))
-    (lease,) = worker.claim(sync=1, asynchronous=1)[:1]
+    worker = _worker(app, queue)
+    (lease,) = worker.claim() or worker.claim(0, 1)
     return worker, lease
 
 
@@ -43,7 +44,7 @@ class Player:
 
     def __init__(self, app: Conveyor, queue: str = "default") -> None:
         self._app = app
-        self._worker = Worker(Engine(app, queue, stopped=False))
+        self._worker = _worker(app, queue)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._play, daemon=True)
 
@@ -75,6 +76,11 @@ class Player:
         except Exception as error:
             return "fatal", pack_error(type(error).__name__, str(error))
         return "success", codec.encode(value, "the result")
+
+
+def _worker(app: Conveyor, queue: str) -> Worker:
+    # A worker's name is its own: the server repeats its claims to it.
+    return Worker(Engine(app, queue, stopped=False), os.urandom(4))
 
 
 async def _await(value: Any) -> Any:

@@ -116,12 +116,11 @@ class Server:
             return cast("redis.asyncio.Redis", self._by_sentinels(AsyncSentinel, options))
         return redis.asyncio.Redis(**options)
 
-    def connection(self, key: str, *, timeout: float | None = TIMEOUT) -> AbstractConnection:
+    def connection(self, key: str) -> AbstractConnection:
         """A connected connection of the caller's own to the node that holds `key`.
 
         Args:
             key: Any key of the queue it will be used for.
-            timeout: Seconds a reply may take, or None for ever.
 
         Raises:
             BrokerUnavailable: The server is too old, or the embedded one does not start.
@@ -129,7 +128,6 @@ class Server:
         """
         pool: Any = self._node(key).connection_pool
         options: dict[str, Any] = dict(pool.connection_kwargs)
-        options["socket_timeout"] = timeout
         for name in ("maint_notifications_config", "himport_registry"):
             options.pop(name, None)
         connection = pool.connection_class(**options)

@@ -3,7 +3,8 @@
 Where `Broker` waits for each reply, a `Link` returns at once and calls back. A call whose reply is
 lost is sent again on the next connection, so whoever uses a link sends only what may be repeated.
 While the server is unreachable calls wait, and connecting is tried again with growing pauses: said
-once, resumed by itself, nothing lost.
+once, resumed by itself, nothing lost. The same while a cluster moves the queue's slot to another
+node: the old one refuses whole scripts until it has, and connecting anew finds the new one.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ log = logging.getLogger("conveyor.link")
 Request: TypeAlias = "Command[Any] | tuple[Any, ...]"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 #: The slot is on another node, or on its way there: connect anew until that is settled.
-_ELSEWHERE = (exceptions.MovedError, exceptions.AskError)
-#: Seconds after which an ordinary reply that did not come means a dead connection.
-_REPLY_TIMEOUT = 5.0
+_MOVING = (exceptions.MovedError, exceptions.AskError, exceptions.TryAgainError)
+#: Seconds after which a reply that did not come means a dead connection: to an ordinary call, and
+#: to one that blocks, which takes a few by itself.
+_REPLY_TIMEOUT, _BLOCKED_TIMEOUT = 5.0, 10.0
 
 
 class Link:
@@ -48,7 +50,8 @@ class Link:
         key: Any key of the queue it serves.
         selector: Of the loop; readable links have their callback as data.
         on_connect: Called with the link after each new connection; its sends go first.
-        blocking: Whether replies may take as long as they like.
+        blocking: Whether it is for calls that block; one that is lost is not sent again, since by
+            then something else may be waited for.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Link:
         self._selector = selector
         self._on_connect = on_connect
         self._blocking = blocking
+        self._patience = _BLOCKED_TIMEOUT if blocking else _REPLY_TIMEOUT
         self._connection: Any = None
         self._socket: Any = None
         self._waiting: deque[tuple[Request, Callable[[Any], None]]] = deque()
@@ -98,17 +102,15 @@ class Link:
         """When `tick` has something to do next, on the monotonic clock."""
         if self._connection is None:
             return self._retry_at
-        if self._current is not None and not self._blocking:
-            return self._sent_at + _REPLY_TIMEOUT
-        return None
+        return None if self._current is None else self._sent_at + self._patience
 
     def tick(self, now: float) -> None:
         """Connects when it is time to, and gives up on a connection that went silent."""
         if self._connection is None:
             if now >= self._retry_at:
                 self._connect()
-        elif self._current and not self._blocking and now >= self._sent_at + _REPLY_TIMEOUT:
-            self._lose(redis.TimeoutError("no reply"))
+        elif self._current is not None and now >= self._sent_at + self._patience:
+            self._lose(redis.TimeoutError(f"no reply within {self._patience:.0f} s"))
 
     def close(self) -> None:
         """Closes the connection; nothing more is sent."""
@@ -124,8 +126,7 @@ class Link:
         try:
             if self._lost:
                 self._server.refresh()
-            timeout = None if self._blocking else _REPLY_TIMEOUT
-            self._connection = self._server.connection(self._key, timeout=timeout)
+            self._connection = self._server.connection(self._key)
         except (redis.RedisError, BrokerUnavailable, OSError) as error:
             self._lose(error)
             return
@@ -170,7 +171,7 @@ class Link:
         except exceptions.NoScriptError:
             self._again(use_source=True)
             return
-        except (*TRANSIENT, *_ELSEWHERE, OSError) as error:
+        except (*TRANSIENT, *_MOVING, OSError) as error:
             self._lose(error)
             return
         except redis.RedisError as error:
@@ -198,7 +199,9 @@ class Link:
 
     def _lose(self, error: Exception) -> None:
         self._drop()
-        if not self._lost:
+        if not self._lost and isinstance(error, _MOVING):
+            log.info("%s is moving a slot; waiting until it has", self._server.address)
+        elif not self._lost:
             log.warning("%s; trying again until it answers", unavailable(self._server, error))
         self._lost = True
         self._retry_at = time.monotonic() + self._pause * random.uniform(0.5, 1.0)

@@ -1,0 +1,357 @@
+"""FAULTS 34: whatever callers, workers, orchestrators and clocks do, a task has one place.
+
+Hypothesis tells a real server and the model in `life_cycle.py` the same steps, in any order, with
+tokens that are current, stale or of another run, and calls that are repeated as after a lost reply.
+The answers must be equal, and after every step what the server holds is read and compared.
+
+300 examples in each run; 10,000 with CONVEYOR_LONG=1 in the environment.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from engine import LISTS, Engine
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+from servers import Server
+
+from conveyor import Conveyor
+from conveyor.broker import commands
+from conveyor.records import FOREVER, HEADER, UNLIMITED, Flag, Limits
+
+from .life_cycle import ENDED, PARKED, QUEUED, SETS, Model, Settlement, Task
+
+if TYPE_CHECKING:
+    from conveyor.broker.commands import Command, Settled
+
+LONG = "CONVEYOR_LONG" in os.environ
+PARK_MS = 50_000
+WORKERS = (b"one ", b"two ")
+KNOWN = "app.known"
+OUTCOMES = (
+    "success", "success", "error", "error", "fatal", "stall", "interrupted", "cancelled", "release",
+    "park",
+)  # fmt: skip
+
+retries = st.sampled_from((0, 1, 2, 9, UNLIMITED))
+limits = st.builds(
+    Limits,
+    priority=st.sampled_from((0, 5, 9)),
+    flags=st.sampled_from((0, 0, 0, Flag.ASYNC, Flag.REMOVE_ON_SUCCESS, Flag.REMOVE_ON_FAILED)),
+    retry_limit=st.sampled_from((UNLIMITED, UNLIMITED, 0, 2)),
+    error_retry_limit=retries,
+    stall_retry_limit=retries,
+    stall_ms=st.sampled_from((1, 1000, 15_000, UNLIMITED)),
+    acknowledgement_ms=st.just(5000),
+    retain_success_ms=st.sampled_from((0, 1, 10_000, 3_600_000, FOREVER)),
+    retain_failed_ms=st.sampled_from((0, 1, 10_000, FOREVER)),
+)
+#: When a task is due or expires: never or at once, so long after, or a moment so far from now.
+moments = st.sampled_from(("", "", "", "+1", "+1000", "+20000", "@-5", "@0", "@3000"))
+numbers = st.integers(0, 11)
+#: Which lease, from the last one back: mostly one that is still held.
+picks = st.integers(0, 8)
+endings = st.lists(st.tuples(picks, st.sampled_from(OUTCOMES), st.sampled_from((0, 1, 500))), max_size=3)
+
+# Everything the queue holds, in one reply: lists, sorted sets, tombstones, memory, broken, records.
+_DUMP = """
+local reply = { {}, {}, {}, {} }
+for i = 2, 21 do reply[1][i - 1] = redis.call('LRANGE', KEYS[1] .. ARGV[i], 0, -1) end
+for i = 22, 28 do reply[2][i - 21] = redis.call('ZRANGE', KEYS[1] .. ARGV[i], 0, -1, 'WITHSCORES') end
+for i, name in ipairs({ 'tombstones', 'm', 'broken' }) do
+  reply[3][i] = redis.call('HGETALL', KEYS[1] .. name)
+end
+for i = 0, tonumber(ARGV[1]) do
+  local id = string.format('t%02d', i)
+  reply[4][i + 1] = { redis.call('GET', KEYS[1] .. 't:' .. id), redis.call('HGET', KEYS[1] .. 'x:' .. id, 'n') }
+end
+return reply
+"""
+_SORTED = (*SETS.values(), "e")
+
+
+class LifeCycle(RuleBasedStateMachine):
+    """A queue that starts empty, and its model."""
+
+    def __init__(self, app: Conveyor) -> None:
+        super().__init__()
+        self.app = app
+        self.held: list[tuple[str, bytes]] = []
+        self.calls = dict.fromkeys(WORKERS, 0)
+
+    @initialize()
+    def start(self) -> None:
+        self.app.client.broker.execute(("FLUSHALL",))
+        self.engine = Engine(self.app)
+        self.model = Model(self.engine.now_ms)
+
+    # What callers do.
+
+    @rule(
+        number=numbers,
+        version=st.integers(0, 1),
+        name=st.sampled_from((KNOWN, "app.other")),
+        limits=limits,
+        due=moments,
+        expires=moments,
+        replace=st.booleans(),
+    )
+    def enqueue(
+        self,
+        number: int,
+        version: int,
+        name: str,
+        limits: Limits,
+        due: str,
+        expires: str,
+        replace: bool,
+    ) -> None:
+        task_id = f"t{number:02}"
+        due_text, due_ms = self._moment(due, self.model.now)
+        expires_text, expires_ms = self._moment(expires, max(due_ms, self.model.now))
+        told = {one: getattr(limits, one) for one in Limits.__slots__}
+        new = self.engine.new(
+            task_id, version, due=due_text, expires=expires_text, name=name, **told
+        )
+        on_existing = "replace_ended" if replace else "return"
+        (existing,) = self.engine.enqueue(new, on_existing=on_existing)
+        task = Task(task_id, name, version, limits, due_ms, expires_ms, QUEUED)
+        assert (existing is None) == self.model.enqueue(task, replace=replace)
+
+    @rule(number=numbers)
+    def cancel(self, number: int) -> None:
+        task_id = f"t{number:02}"
+        assert self.engine.cancel(task_id) == self.model.cancel(task_id)
+
+    # What workers do.
+
+    @rule(worker=st.sampled_from(WORKERS), sync=st.integers(0, 4), asynchronous=st.integers(0, 2))
+    def claim(self, worker: bytes, sync: int, asynchronous: int) -> None:
+        self._call(worker, [], sync, asynchronous)
+
+    @rule(
+        worker=st.sampled_from(WORKERS),
+        endings=endings,
+        sync=st.integers(0, 2),
+        keep_success=st.sampled_from((1_000_000, 2)),
+        again=st.booleans(),
+    )
+    def settle(
+        self,
+        worker: bytes,
+        endings: list[tuple[int, str, int]],
+        sync: int,
+        keep_success: int,
+        again: bool,
+    ) -> None:
+        settlements = [
+            Settlement(*self._pick(pick), outcome, delay)
+            for pick, outcome, delay in endings
+            if self.held
+        ]
+        self._call(worker, settlements, sync, sync, keep_success)
+        if again:
+            self._call(worker, settlements, sync, sync, keep_success, again=True)
+
+    @rule(pick=picks)
+    def renew(self, pick: int) -> None:
+        if self.held:
+            task_id, token = self._pick(pick)
+            command = commands.renew(self.engine.keys, [(task_id.encode(), token)])
+            assert self.engine.run(command) == [self.model.renew(task_id, token)]
+
+    @rule(pick=picks)
+    def speak(self, pick: int) -> None:
+        if self.held:
+            task_id, token = self._pick(pick)
+            command = commands.progress(self.engine.keys, task_id, token, "p", b"\x01")
+            assert self.engine.run(command) is self.model.speak(task_id, token)
+
+    @rule(names=st.sampled_from(([KNOWN], [KNOWN, "app.other"], [])))
+    def unpark(self, names: list[str]) -> None:
+        assert self.engine.run(commands.unpark(self.engine.keys, 0, names)) == -1
+        self.model.unpark(names)
+
+    # What orchestrators, clocks and servers do.
+
+    @rule(limit=st.sampled_from((100, 100, 1)))
+    def maintain(self, limit: int) -> None:
+        told = self.engine.maintain(limit)
+        assert told.now_ms == self.model.now
+        assert told.moved == self.model.maintain(limit)
+        assert told.more == (self.model.earliest() <= self.model.now)
+
+    @rule(ms=st.sampled_from((1, 1, 500, 1000, 15_000, 60_000, 5_000_000)))
+    def pass_time(self, ms: int) -> None:
+        self.engine.advance(ms / 1000)
+        self.model.now += ms
+
+    @rule()
+    def another_server(self) -> None:
+        self.engine.call("HSET", self.engine.keys.memory, "run", "another")
+        self.engine.run(commands.hello(self.engine.keys, "", 0, b""))
+        self.model.gap = self.model.now
+
+    @rule()
+    def forget_scripts(self) -> None:
+        self.engine.call("SCRIPT", "FLUSH")
+
+    # What is true after every step.
+
+    @invariant()
+    def the_server_holds_what_the_model_holds(self) -> None:
+        ready, sets, (tombstones, memory, broken), records = self._dump()
+        assert ready == {name: ids for name, ids in self.model.ready.items() if ids}
+        assert sets == self.model.sets
+        assert broken == {}
+        buried = {one: count for one, count in self.model.tombstones.items() if count}
+        assert tombstones == buried
+        assert int(memory.get("tombstones", 0)) == sum(buried.values())
+        counted = {name: int(memory.get(name, 0)) for name in ENDED.values()}
+        assert counted == {name: self.model.ended[name] for name in ENDED.values()}
+        assert records == {one.id: _facts(one) for one in self.model.tasks.values()}
+        # Whoever sleeps until the moment that was announced sleeps past nothing.
+        assert float(memory.get("due", math.inf)) <= self.model.earliest()
+
+    @invariant()
+    def each_task_is_in_one_place(self) -> None:
+        ready, sets, (tombstones, _, _), records = self._dump()
+        places: dict[str, list[str]] = {task_id: [] for task_id in records}
+        for name, ids in ready.items():
+            for task_id in ids:
+                places.setdefault(task_id, []).append(name)
+        for task_id, count in tombstones.items():
+            assert len(places[task_id]) >= count
+            del places[task_id][:count]
+        for name in SETS.values():
+            for task_id in sets[name]:
+                places.setdefault(task_id, []).append(name)
+        for task_id, found in places.items():
+            state = records[task_id][0] if task_id in records else None
+            expected = 0 if state is None else 1
+            assert len(found) == expected, f"{task_id} is in {found}"
+            if state is not None and state != QUEUED:
+                assert found == [SETS[state]]
+        assert all(records[one][0] in (QUEUED, PARKED, 0) for one in sets["e"])
+
+    @invariant()
+    def the_counts_are_right(self) -> None:
+        status = self.engine.run(commands.status(self.engine.keys))
+        counts = dict(zip(status._fields[1:8], status[1:8], strict=True))
+        assert counts == self.model.counts()
+
+    def _moment(self, text: str, base: int) -> tuple[str, int]:
+        """A moment as it is sent, and as it is meant."""
+        if text.startswith("@"):
+            moment = self.model.now + int(text[1:])
+            return str(moment), moment
+        return text, base + int(text) if text else 0
+
+    def _pick(self, pick: int) -> tuple[str, bytes]:
+        return self.held[-1 - pick % len(self.held)]
+
+    def _call(
+        self,
+        worker: bytes,
+        settlements: list[Settlement],
+        sync: int,
+        asynchronous: int,
+        keep_success: int = 1_000_000,
+        *,
+        again: bool = False,
+    ) -> None:
+        """One call of a worker's loop, to the server and to the model."""
+        self.calls[worker] += not again
+        number = self.calls[worker]
+        command: Command[Settled] = commands.settle(
+            self.engine.keys,
+            worker,
+            number,
+            [
+                commands.Settlement(one.id.encode(), one.token, one.outcome, b"\x93\xa1E\xa0\xa0", one.delay)
+                for one in settlements
+            ],
+            sync=sync,
+            asynchronous=asynchronous,
+            keep_success=keep_success,
+            park_ms=PARK_MS,
+        )
+        answer = self.engine.run(command)
+        assert answer.now_ms == self.model.now
+        assert answer.verdicts == self.model.settle(settlements, keep_success, PARK_MS)
+        claimed = self.model.claim(worker, number, sync, asynchronous) if sync + asynchronous else []
+        assert [one.decode() for one in answer.claimed[::2]] == claimed
+        for task_id, record in zip(claimed, answer.claimed[1::2], strict=True):
+            assert record[10:22] == self.model.tasks[task_id].token
+            self.held.append((task_id, record[10:22]))
+
+    def _dump(self) -> Any:
+        reply = self.engine.call("EVAL", _DUMP, 1, self.engine.keys.prefix, 11, *LISTS, *_SORTED)
+        lists, sorts, hashes, raw = reply
+        ready = {
+            name: [one.decode() for one in ids]
+            for name, ids in zip(LISTS, lists, strict=True)
+            if ids
+        }
+        sets = {
+            name: {one.decode(): float(score) for one, score in _pairs(flat)}
+            for name, flat in zip(_SORTED, sorts, strict=True)
+        }
+        tombstones, memory, broken = (
+            {one.decode(): value.decode() for one, value in _pairs(flat)} for flat in hashes
+        )
+        counts = {one: int(count) for one, count in tombstones.items()}
+        records = {
+            f"t{number:02}": _read(record, attempts)
+            for number, (record, attempts) in enumerate(raw)
+            if record
+        }
+        return ready, sets, (counts, memory, broken), records
+
+
+def _pairs(flat: list[bytes]) -> Any:
+    return zip(flat[::2], flat[1::2], strict=True)
+
+
+def _facts(task: Task) -> tuple[Any, ...]:
+    """What a record must say of a task."""
+    return (
+        task.state, task.token, task.due, task.expires, task.errors, task.stalls,
+        task.interruptions, task.cancel_asked, task.attempts,
+    )  # fmt: skip
+
+
+def _read(record: bytes, attempts: bytes | None) -> tuple[Any, ...]:
+    (
+        _, _, state, flags, _, starts, nonce, _, _, due, _, expires, errors, stalls, interruptions, *_
+    ) = HEADER.unpack_from(record)  # fmt: skip
+    return (
+        state, starts.to_bytes(4, "little") + nonce, int.from_bytes(due, "little"),
+        int.from_bytes(expires, "little"), errors, stalls, interruptions,
+        bool(flags & Flag.CANCEL_ASKED), int(attempts or 0),
+    )  # fmt: skip
+
+
+@pytest.mark.timeout(0 if LONG else 600)
+def test_the_life_of_tasks() -> None:
+    with Server() as server, Conveyor("life", broker=server.url) as app:
+        run_state_machine_as_test(
+            lambda: LifeCycle(app),
+            settings=settings(
+                max_examples=10_000 if LONG else 300,
+                stateful_step_count=40,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
