@@ -1,10 +1,11 @@
 """The demo: parses a whole source tree, one task a file, and kills a child in the middle of a run.
 
-`conveyor demo` runs it, and it is written as a user would write it. The server is an embedded one in a
-directory of its own, the worker is `conveyor -A conveyor.demo worker`. Each run reports its pid, by which
-a run is caught in the act: its child is stopped, the record is read once more, and only if the run is
-still under way then is the child killed. In the end exactly that run was repeated, and every file's
-outcome is what a plain loop in this process finds.
+`conveyor demo` runs it on a server of its own. It is what a user would write: an app, a task, a
+worker (`conveyor -A conveyor.demo worker --burst`), and the results as they come.
+
+Each run reports its pid, by which one is caught in the act: its child is stopped, the record is
+read again, and only if the run is still under way then is the child killed. In the end exactly that
+run was repeated, and every file's outcome is what a plain loop in this process finds.
 """
 
 from __future__ import annotations
@@ -18,10 +19,8 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeAlias
 
 from rich.progress import Progress
@@ -36,20 +35,19 @@ from conveyor import (
     TaskResult,
     TaskStatus,
 )
-from conveyor.broker import embedded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+    from pathlib import Path
 
     from rich.console import Console
 
 app = Conveyor("demo")
 
-#: Seconds in which a worker has certainly settled what a child sent it before the child was stopped.
+#: Seconds in which a worker settles what a child had sent it when the child was stopped.
 SETTLED = 0.1
 #: Seconds between looks at whether a run has begun.
 LOOK = 0.002
-MILLISECOND = timedelta(milliseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +73,7 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """How it went: what came of each task, its record, the kill, and how many seconds it all took."""
+    """How it went: what came of each task, its record, the kill, and the seconds it all took."""
 
     outcomes: Sequence[Outcome]
     records: Sequence[TaskRecord]
@@ -102,7 +100,7 @@ def count(path: Path) -> Counts:
 
 
 def source_files(directory: Path) -> list[Path]:
-    """A tree's Python files, installed packages left out; the largest are in the middle, for the kill."""
+    """A tree's Python files without installed packages; the largest in the middle, for the kill."""
     files = [
         path
         for path in directory.rglob("*.py")
@@ -116,12 +114,11 @@ def run(files: Sequence[Path], *, children: int, kill: bool, console: Console) -
     """Parses the files as tasks, then in a plain loop; prints both, and returns whether they agree.
 
     Raises:
-        BrokerUnavailable: There is no server to embed.
-        ConveyorError: The worker ended early.
+        BrokerUnavailable: There is no server.
+        ConveyorError: The worker failed.
     """
-    with private_server() as home:
-        console.print(f"{len(files):,} files for {children} children; an embedded server in {home}")
-        story = asyncio.run(parse_all(files, home, children, kill, console))
+    console.print(f"{len(files):,} files, {children} children, {app.client.broker.server.address}")
+    story = asyncio.run(parse_all(files, children, kill, console))
     console.print("now the same in a plain loop, to compare")
     began = time.perf_counter()
     expected = [plain_outcome(path) for path in files]
@@ -133,56 +130,38 @@ def run(files: Sequence[Path], *, children: int, kill: bool, console: Console) -
     ]
     repeated = {record.id: record.stall_retries for record in story.records if record.stall_retries}
     if repeated != ({story.kill.task.id: 1} if story.kill else {}):
-        problems.append(
-            f"these runs were repeated (id, times), not just the one killed: {repeated}"
-        )
+        problems.append(f"not just the run that was killed was repeated (id, times): {repeated}")
     if kill and not story.kill:
         problems.append(
-            "no run lasted long enough to be killed in the act: try more files, or --no-kill"
+            "no run was caught in the act, all were too short: --no-kill, or more files"
         )
     console.print("\n".join(problems) or "The same: every file was counted, and counted once.")
     return not problems
 
 
-@contextmanager
-def private_server() -> Iterator[Path]:
-    """The directory of an embedded server that the app will use; both are gone at the end."""
-    with tempfile.TemporaryDirectory(prefix="conveyor-demo-") as name:
-        os.environ["CONVEYOR_BROKER"] = f"embedded://{name}"
-        try:
-            yield Path(name)
-        finally:
-            embedded.stop(Path(name))
-
-
-async def parse_all(
-    files: Sequence[Path], home: Path, children: int, kill: bool, console: Console
-) -> Story:
-    """Has a worker parse all files, and follows it."""
-    log = home / "worker.log"
-    command = ("-m", "conveyor", "-A", "conveyor.demo", "worker", "-c", str(children))
-    with log.open("wb") as output:
-        worker = await asyncio.create_subprocess_exec(sys.executable, *command, stderr=output)
-    ended = asyncio.ensure_future(worker.wait())
-    async with app:
-        try:
+async def parse_all(files: Sequence[Path], children: int, kill: bool, console: Console) -> Story:
+    """Sends every file, has a worker work until the queue is empty, and follows the results."""
+    command = ("-m", "conveyor", "-A", "conveyor.demo", "worker", "--burst", "-c", str(children))
+    with tempfile.TemporaryFile() as log:
+        async with app:
             began = time.perf_counter()
             tasks = await parse.amap([(path,) for path in files])
-            work = asyncio.gather(
-                follow(tasks, console),
-                kill_a_run(tasks[len(tasks) // 2 :] if kill else [], console),
-            )
-            await asyncio.wait([work, ended], return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                raise ConveyorError(f"the worker ended early; its log:\n{log.read_text()}")
-            outcomes, killed = work.result()
-            seconds = time.perf_counter() - began
-            records = await asyncio.gather(*(task.atask() for task in tasks))
-        finally:
-            if not ended.done():
-                worker.terminate()
-            await ended
-    return Story(outcomes, [record for record in records if record], killed, seconds)
+            worker = await asyncio.create_subprocess_exec(sys.executable, *command, stderr=log)
+            victims = tasks[len(tasks) // 2 :] if kill else []
+            work = asyncio.gather(follow(tasks, console), kill_a_run(victims, console))
+            try:
+                if await worker.wait():
+                    log.seek(0)
+                    raise ConveyorError(f"the worker failed; its log:\n{log.read().decode()}")
+                outcomes, killed = await work
+                seconds = time.perf_counter() - began
+                records = await asyncio.gather(*(task.atask() for task in tasks))
+                return Story(outcomes, [each for each in records if each], killed, seconds)
+            finally:
+                work.cancel()
+                if worker.returncode is None:
+                    worker.terminate()
+                    await worker.wait()
 
 
 async def follow(tasks: Sequence[TaskResult[Counts]], console: Console) -> list[Outcome]:
@@ -234,39 +213,37 @@ def plain_outcome(path: Path) -> Outcome:
 
 def report(files: Sequence[Path], story: Story, loop_seconds: float) -> Table:
     """The figures."""
-    counts = [
-        (path, each)
+    failures = Counter(each for each in story.outcomes if isinstance(each, str))
+    counts = {
+        path: each
         for path, each in zip(files, story.outcomes, strict=True)
         if isinstance(each, Counts)
-    ]
-    failures = Counter(each for each in story.outcomes if isinstance(each, str))
-    slowest = sorted(counts, key=lambda pair: -pair[1].seconds)[:3]
+    }
+    slowest = sorted(counts, key=lambda path: -counts[path].seconds)[:3]
+    rows = {
+        "files": f"{len(files):,}",
+        "functions": f"{sum(each.functions for each in counts.values()):,}",
+        "classes": f"{sum(each.classes for each in counts.values()):,}",
+        "failed": ", ".join(f"{name} {times}" for name, times in failures.items()) or "none",
+        "slowest": ", ".join(
+            f"{path.name} {counts[path].seconds * 1000:.0f} ms" for path in slowest
+        ),
+        "tasks/s": f"{len(files) / story.seconds:,.0f}, in {story.seconds:.1f} s",
+        "plain loop": f"{len(files) / loop_seconds:,.0f}/s, in {loop_seconds:.1f} s",
+        "killed run": recovery(story.kill, story.records) if story.kill else "none",
+    }
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_row("files", f"{len(files):,}")
-    table.add_row("functions", f"{sum(each.functions for _, each in counts):,}")
-    table.add_row("classes", f"{sum(each.classes for _, each in counts):,}")
-    table.add_row(
-        "failed", ", ".join(f"{name} {times}" for name, times in failures.items()) or "none"
-    )
-    table.add_row(
-        "slowest", ", ".join(f"{path.name} {each.seconds * 1000:.0f} ms" for path, each in slowest)
-    )
-    table.add_row(
-        "tasks/s", f"{len(files) / story.seconds:,.0f}, in {story.seconds:.1f} s with its start"
-    )
-    table.add_row("plain loop", f"{len(files) / loop_seconds:,.0f}/s, in {loop_seconds:.1f} s")
-    if story.kill:
-        table.add_row("killed run", recovery(story.kill, story.records))
+    for name, text in rows.items():
+        table.add_row(name, text)
     return table
 
 
 def recovery(kill: Kill, records: Sequence[TaskRecord]) -> str:
-    """When the killed run was queued again, and when it was run again."""
+    """How long after the kill the run was queued again, at the end of the queue, and begun again."""
     record = next(record for record in records if record.id == kill.task.id)
-    lost, repeated = record.attempts[:2]
-    queued, started = (
-        (moment - kill.moment) / MILLISECOND for moment in (lost.ended_at, repeated.started_at)
-    )
+    lost, repeated, *_ = record.attempts
+    queued = (lost.ended_at - kill.moment).total_seconds() * 1000
+    begun = (repeated.started_at - kill.moment).total_seconds() * 1000
     return (
-        f"queued again after {queued:.0f} ms, begun again after {started:.0f} ms, last in the queue"
+        f"queued again after {queued:.0f} ms, behind the others; begun again after {begun:.0f} ms"
     )

@@ -4,12 +4,13 @@ Each queue keeps the next moment at which something of it comes due. The orchest
 then; who adds something earlier rings its bell (a marker it blocks on). Any number may run, and
 none is needed for correctness: workers move a bounded few themselves whenever they claim.
 
-Should the one that heard the bell die at that moment, the others still look every `RECHECK`
-seconds.
+Only one of them hears it. Should that one die, the others still know of what comes due more than
+`RECHECK` seconds later, since so often each of them looks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import selectors
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("conveyor.orchestrator")
 
 #: Seconds between looks at a queue that nothing called for.
-RECHECK = 60.0
+RECHECK = 5.0
 #: Seconds that a call may block on bells.
 BLOCK = 5
 _SOONEST = 0.001
@@ -49,19 +50,21 @@ class Clock:
         self.keys = keys
         self.due = 0.0
         self._asked = False
+        self._rung = False
 
     def deadline(self, link: Link) -> float | None:
         """When `run` has something to do next, monotonic."""
         return None if self._asked or not link.connected else self.due
 
     def ring(self) -> None:
-        """Something earlier was added."""
+        """Something earlier was added, perhaps after an answer that is under way was given."""
         self.due = 0.0
+        self._rung = True
 
     def run(self, link: Link, now: float) -> None:
         """Moves what is due, when it is time to."""
         if now >= self.due and not self._asked and link.connected:
-            self._asked = True
+            self._asked, self._rung = True, False
             link.send(commands.maintain(self.keys), self._done)
 
     def _done(self, answer: Maintained | None) -> None:
@@ -69,7 +72,7 @@ class Clock:
         now = time.monotonic()
         if answer is None:
             self.due = now + 1.0
-        elif answer.more:
+        elif answer.more or self._rung:
             self.due = 0.0
         elif answer.next_due_ms is None:
             self.due = now + RECHECK
@@ -102,7 +105,7 @@ class Orchestrator:
 
     def run(self) -> None:
         """Blocks until `stop` is called, from a signal's handler or another thread."""
-        with selectors.DefaultSelector() as selector:
+        with selectors.DefaultSelector() as selector, self._stop_read, self._stop_write:
             selector.register(self._stop_read, selectors.EVENT_READ, self._note_stop)
             links = self._links(selector)
             while not self._stopped:
@@ -123,7 +126,8 @@ class Orchestrator:
 
     def stop(self) -> None:
         """Ends `run`, and waits for it if `start` was called."""
-        self._stop_write.send(b"!")
+        with contextlib.suppress(OSError):  # closed: it has ended
+            self._stop_write.send(b"!")
         if self._thread is not None:
             self._thread.join()
 

@@ -334,6 +334,8 @@ def send_all(client: Client, calls: list[Call[R]]) -> list[TaskResult[R]]:
     for batch in _batches(sendings):
         try:
             replies = _send_batch(client, batch)
+        except IdConflict:
+            raise
         except ConveyorError as error:
             raise _partial(calls, sendings, results, error) from error
         results.extend(_results(client, batch, replies))
@@ -347,6 +349,8 @@ async def asend_all(client: Client, calls: list[Call[R]]) -> list[TaskResult[R]]
     for batch in _batches(sendings):
         try:
             replies = await _asend_batch(client, batch)
+        except IdConflict:
+            raise
         except ConveyorError as error:
             raise _partial(calls, sendings, results, error) from error
         results.extend(_results(client, batch, replies))

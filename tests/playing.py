@@ -11,14 +11,18 @@ import asyncio
 import inspect
 import os
 import threading
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from engine import Engine, Lease, Worker
 
 from conveyor.records import pack_error, payload_of
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from conveyor import Conveyor
+
+T = TypeVar("T")
 
 #: Seconds in which anything here happens unless it hangs.
 SOON = 20.0
@@ -81,6 +85,18 @@ class Player:
 def _worker(app: Conveyor, queue: str) -> Worker:
     # A worker's name is its own: the server repeats its claims to it.
     return Worker(Engine(app, queue, stopped=False), os.urandom(4))
+
+
+def run(app: Conveyor, coroutine: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine returns in an event loop of its own, which is left clean."""
+
+    async def clean() -> T:
+        try:
+            return await coroutine
+        finally:
+            await app.client.abroker.aclose()
+
+    return asyncio.run(clean())
 
 
 async def _await(value: Any) -> Any:

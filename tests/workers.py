@@ -29,7 +29,7 @@ import conveyor
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Seconds a process may take to start or to end: longer than any grace, shorter than pytest's timeout.
+#: Seconds a process may take to start or to end: over any grace, under pytest's timeout.
 DEADLINE = 40.0
 #: The directory that has the package.
 ROOT = Path(conveyor.__file__).parent.parent

@@ -21,9 +21,10 @@ from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     ClusterDownError,
-    MasterDownError,
+    ClusterError,
     ReadOnlyError,
     RedisClusterException,
+    SlotNotCoveredError,
     TryAgainError,
 )
 from redis.retry import Retry
@@ -50,9 +51,8 @@ TRANSIENT = (
     redis.ConnectionError,
     redis.TimeoutError,
     ReadOnlyError,
-    ClusterDownError,
-    MasterDownError,
     TryAgainError,
+    ClusterError,
     RedisClusterException,
 )
 _OLDEST = {"redis": (7, 0), "valkey": (7, 2)}
@@ -133,6 +133,12 @@ class Server:
         connection = pool.connection_class(**options)
         connection.connect()
         return cast("AbstractConnection", connection)
+
+    def outdated(self, error: Exception) -> bool:
+        """Whether this error calls for a `refresh`, without which it would come again."""
+        if self._embedded is not None:
+            return isinstance(error, redis.ConnectionError)
+        return isinstance(error, SlotNotCoveredError)
 
     def refresh(self) -> None:
         """Asks a cluster where its slots are now, and revives an embedded server that is gone.
@@ -228,6 +234,23 @@ def _cluster_call(call: Callable[[], T]) -> T:
         return call()
     except RedisClusterException as error:
         raise redis.ConnectionError(str(error)) from error
+    except IndexError as error:
+        # How redis-py fails on a node of a cluster that is not set up yet.
+        raise redis.ConnectionError("no node of the cluster has slots") from error
+
+
+async def close_async(client: AsyncClient) -> None:
+    """Closes a client of `Server.async_client`, and what redis-py leaves open."""
+    await client.aclose()
+    untyped: Any = client
+    if isinstance(client, AsyncRedisCluster):
+        # After an error it takes itself for closed already, whatever it has opened since.
+        await untyped.nodes_manager.aclose()
+        await untyped.nodes_manager.aclose("startup_nodes")
+        return
+    manager = getattr(untyped.connection_pool, "sentinel_manager", None)
+    for sentinel in manager.sentinels if manager else ():
+        await sentinel.aclose()
 
 
 def _close(client: SyncClient) -> None:

@@ -19,7 +19,7 @@ The scripts make them from `memory`, the one key they are given; Python needs on
 | `Q:k:r`, `Q:k:a`, `Q:k:o` | zset | markers that idle workers and orchestrators block on             |
 | `Q:k:<worker>`     | zset   | mailbox of one worker: ids to stop                                      |
 | `Q:c:<worker>`     | string | the worker's last claim, so that it can be repeated                     |
-| `Q:w`, `Q:w:<worker>` | zset, string | live workers, for people only                                   |
+| `Q:w`, `Q:w:<worker>` | set, string | live workers, for people only; the string's expiry tells who lives |
 | `Q:d:<process>`    | sharded channel | outcomes that a process waits for                              |
 | `conveyor:{namespace}:queues` | set | known queues, for people only                                  |
 """
@@ -85,6 +85,10 @@ class QueueKeys:
     def marker(self, name: str) -> str:
         """What to block on: "r", "a", "o", or a worker's id in hex (its mailbox)."""
         return f"{self.prefix}k:{name}"
+
+    def worker(self, worker: str) -> str:
+        """What a worker says of itself, for as long as it lives."""
+        return f"{self.prefix}w:{worker}"
 
     def outcomes(self, process: str) -> str:
         """The channel on which a process hears how tasks ended."""

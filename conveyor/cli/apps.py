@@ -125,9 +125,7 @@ def _named(module: ModuleType, attribute: str) -> Conveyor:
     found: Any = module
     for name in attribute.split("."):
         if not hasattr(found, name):
-            apps = _apps(module) or {
-                name: None for name in vars(module) if not name.startswith("_")
-            }
+            apps = _apps(module)
             hint = f": did you mean {nearest(name, apps)!r}?" if apps else ""
             raise ConfigurationError(f"module {module.__name__!r} has no {attribute!r}{hint}")
         found = getattr(found, name)

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("conveyor.orchestrator")
 
 _DESCRIPTION = """\
-Moves scheduled tasks to their queues when they are due, re-queues or fails stalled and expired ones.
+Moves scheduled tasks to their queues when they are due, and looks after stalled and expired ones.
 
-Workers do the same unless they are started with --no-beat. Any number may run at once. TERM or INT ends it."""
+Workers do the same unless they are started with --no-beat. Any number may run at once.
+TERM or INT (Ctrl-C) ends it."""
 
 _EXAMPLES = (
     ("conveyor -A myapp beat", "for the app's queue"),

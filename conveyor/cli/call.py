@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from conveyor.task import BaseTask, Call
 
 _DESCRIPTION = """\
-Sends a task and prints its id, or with --wait its result as JSON, which has a tuple, a set as a list, a
-dataclass as an object, a moment as its ISO 8601 text, a timedelta as seconds, bytes as base64.
+Sends a task and prints its id, or with --wait its result.
 
-TASK is a task's name or its last part. Each ARG is one JSON value, or else the text itself: 1, true,
-[1, 2] and '{"a": 1}' are values, hello is text, '"1"' is the text 1. NAME=ARG is passed by name."""
+TASK is a task's name or its last part. Each ARG is one JSON value, or else the text itself:
+1, true, [1,2] and '{"a": 1}' are values, hello is text, '"1"' is the text 1. NAME=ARG goes by name.
+
+The result is one line of JSON, in which a tuple or set is a list, a dataclass an object, a moment
+its ISO 8601 text, a timedelta its seconds, bytes their base64. What failed says so on stderr."""
 
 _EXAMPLES = (
     ("conveyor -A myapp call add 1 2", "send it, print its id"),

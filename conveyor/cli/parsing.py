@@ -90,7 +90,7 @@ def add_app(parser: argparse.ArgumentParser) -> None:
         "-A",
         "--app",
         metavar="MODULE[:ATTRIBUTE]",
-        help="where the app is; default: CONVEYOR_APP, or `app` in [tool.conveyor] of pyproject.toml",
+        help="where the app is; else CONVEYOR_APP, or `app` in [tool.conveyor] of pyproject.toml",
     )
 
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Starts, stops or describes the embedded server of an app.
 
-It starts by itself with the first process that needs it and ends with the last one: `start` makes it
-stay until `stop`. A process that still needs it after `stop` starts it again. `status` exits with 3 when
-it is not running."""
+It starts by itself with the first process that needs it and ends with the last one; `start` makes
+it stay until `stop`. A process that still needs it after `stop` starts it again.
+`status` exits with 3 when it is not running."""
 
 _EXAMPLES = (
     ("conveyor -A myapp server status", "does it run, and where is its data"),

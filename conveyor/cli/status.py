@@ -130,11 +130,15 @@ def _show(status: Status, console: Console) -> None:
 
 
 def _cell(value: Any) -> Any:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "?" if value is None else value
+    match value:
+        case None:
+            return "?"
+        case True | False:
+            return "yes" if value else "no"
+        case [*names]:
+            return ", ".join(map(str, names))
+        case _:
+            return str(value)
 
 
 def _text(data: bytes) -> str:

@@ -49,6 +49,6 @@ def make_table(
 
 
 def shown(value: object) -> str:
-    """A value as a table has it; control characters are escaped, since others may have written it."""
+    """A value as a table has it; control characters are escaped: others may have written it."""
     text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

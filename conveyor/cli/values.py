@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import date, datetime, time, timedelta
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conveyor.codec import Opaque
 from conveyor.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def read_arguments(words: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
@@ -45,10 +47,10 @@ def read_arguments(words: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
 def to_json(value: Any) -> str:
     """Writes a result as one line of JSON.
 
-    What JSON cannot hold becomes the nearest thing that it can: a tuple or set a list; a dataclass an
-    object of its fields; an Enum its member's value; a moment, date or time its ISO 8601 text; a
-    timedelta its seconds; bytes their base64; a number that is infinite or none, and anything else, its
-    text; the key of a dict its text.
+    What JSON cannot hold becomes the nearest thing that it can: a tuple or a set a list, a
+    dataclass an object of its fields, an Enum its member's value, a moment, date or time its ISO
+    8601 text, a timedelta its seconds, bytes their base64, an infinite number, NaN and anything
+    else its text; so does the key of a dict.
     """
     return json.dumps(_lowered(value), ensure_ascii=False, allow_nan=False)
 
@@ -68,14 +70,14 @@ def _lowered(value: Any) -> Any:
             return value
         case float():
             return value if math.isfinite(value) else str(value)
-        case Mapping():
-            return {_key(key): _lowered(item) for key, item in value.items()}
+        case dict():
+            items: Iterable[tuple[Any, Any]] = value.items()
+            return {_key(key): _lowered(item) for key, item in items}
         case bytes():
             return base64.b64encode(value).decode()
-        case list() | tuple():
-            return [_lowered(item) for item in value]
-        case set() | frozenset():
-            return sorted((_lowered(item) for item in value), key=repr)
+        case list() | tuple() | set() | frozenset():
+            members: Iterable[Any] = value
+            return [_lowered(member) for member in members]
         case datetime() | date() | time():
             return value.isoformat()
         case timedelta():

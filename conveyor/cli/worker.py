@@ -26,7 +26,8 @@ _DESCRIPTION = """\
 Runs the tasks of an app, in child processes, until a signal ends it.
 
 TERM or INT (Ctrl-C) once: takes nothing more and finishes what runs, within the grace.
-INT twice, or QUIT: ends what runs, which goes back to its queue. USR1: prints what runs, with stacks."""
+INT twice, or QUIT: ends what runs at once; it goes back to its queue.
+USR1: prints what runs, with stacks."""
 
 _EXAMPLES = (
     ("conveyor -A myapp worker", "the tasks of myapp.py, one child a CPU"),
@@ -102,7 +103,7 @@ def run(options: argparse.Namespace) -> Exit:
 
 
 def check_server(app: Conveyor) -> None:
-    """Connects, so that a server we cannot use is found before work begins; one that is down may be up soon.
+    """Connects, so that a server we cannot use is found at once; one that is down may be up soon.
 
     Raises:
         BrokerUnavailable: It is too old, or there is none to embed.
@@ -121,7 +122,7 @@ def describe_server(app: Conveyor) -> str:
     if not server.embedded:
         return server.address
     directory = server.address.removeprefix("embedded://")
-    return f"embedded, in {directory} (for a real one: CONVEYOR_BROKER=redis://HOST:6379/0, or broker=)"
+    return f"embedded, in {directory} (another: CONVEYOR_BROKER=redis://HOST:6379/0, or broker=)"
 
 
 def _banner(app: Conveyor, plan: WorkerPlan) -> str:

@@ -121,18 +121,30 @@ class Bell:
     def _call_back_if_deaf(self, keys: list[str]) -> None:
         if not self._called_back and not set(keys) <= set(self._keys):
             self._called_back = True
-            self._queues[0].link.send(("CLIENT", "UNBLOCK", self._client_id), lambda _: None)
+            self._queues[0].link.send(("CLIENT", "UNBLOCK", self._client_id), self._was_called)
+
+    def _was_called(self, unblocked: int | None) -> None:
+        """The call may overtake the one it is to end, on the other connection: then once more."""
+        if not unblocked:
+            self._called_back = False
 
     def _woken(self, popped: list[Any] | None) -> None:
         self._keys = ()
         self._quiet_since = time.monotonic()
         if not popped:
+            if not self._beat and not self._called_back:
+                self._expect_work()
             return
         queue, meaning = self._meaning[popped[0].decode()]
         if meaning == "due":
             queue.clock.ring()
         else:
             self._heard(queue, meaning, popped[1])
+
+    def _expect_work(self) -> None:
+        """Where there may be no orchestrator, only a claim moves what has come due."""
+        for queue in self._queues:
+            queue.has_work = dict.fromkeys(queue.has_work, True)
 
     def _learn(self, client_id: int | None) -> None:
         self._client_id = client_id

@@ -21,7 +21,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from conveyor.broker import commands
-from conveyor.broker.commands import BATCH, Settled, Verdict
+from conveyor.broker.commands import BATCH, Command, Settled, Verdict
 from conveyor.broker.link import Link
 from conveyor.errors import BrokerUnavailable
 from conveyor.worker.announcement import announcement
@@ -174,10 +174,7 @@ class Supervisor:
         for queue in queues:
             queue.has_work = {SYNC: True, ASYNC: True}
             queue.clock.ring()
-            about = announcement(self.plan)
-            link.send_first(
-                commands.hello(queue.keys, self.id.hex(), HEARTBEAT_HOLDS_MS, about), lambda _: None
-            )
+            link.send_first(self._hello(queue), lambda _: None)
 
     def _unpark(self, queue: WorkerQueue, start: int) -> None:
         names = [name.decode() for name in self._definitions]
@@ -268,14 +265,21 @@ class Supervisor:
             self.kill()
 
     def _announce(self, now: float) -> None:
+        """Prolongs the announcement; where it is gone, the worker greets the server again."""
         self._next_heartbeat = now + HEARTBEAT
         for queue in self._queues:
             if queue.link.connected and not self.stopping:
                 self._broker.announce(queue.keys.queue)
-                command = commands.hello(
-                    queue.keys, self.id.hex(), HEARTBEAT_HOLDS_MS, announcement(self.plan)
-                )
-                queue.link.send(command, lambda _: None)
+                prolong = ("PEXPIRE", queue.keys.worker(self.id.hex()), HEARTBEAT_HOLDS_MS)
+                queue.link.send(prolong, functools.partial(self._prolonged, queue))
+
+    def _prolonged(self, queue: WorkerQueue, found: int | None) -> None:
+        if not found:
+            queue.link.send(self._hello(queue), lambda _: None)
+
+    def _hello(self, queue: WorkerQueue) -> Command[int]:
+        about = announcement(self.plan)
+        return commands.hello(queue.keys, self.id.hex(), HEARTBEAT_HOLDS_MS, about)
 
     def _renew(self, now: float) -> None:
         due = self._held.leases.next_due()

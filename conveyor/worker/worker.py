@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import selectors
 import signal
@@ -84,20 +85,15 @@ class Worker:
         On the main thread INT or TERM once ends it warmly, INT twice or QUIT at once, and USR1
         prints what each child is running.
         """
-        supervisor = Supervisor(self.app.client, self.app.tasks, self.plan)
-        supervisor.selector.register(
-            self._wake_read, selectors.EVENT_READ, lambda: self._act(supervisor)
-        )
-        if threading.current_thread() is not threading.main_thread():
-            supervisor.run()
-            return
-        with Signals(_SIGNALS) as signals:
+        with self._wake_read, self._wake_write:
+            supervisor = Supervisor(self.app.client, self.app.tasks, self.plan)
             supervisor.selector.register(
-                signals.sock,
-                selectors.EVENT_READ,
-                lambda: self._on_signals(supervisor, signals.read()),
+                self._wake_read, selectors.EVENT_READ, lambda: self._act(supervisor)
             )
-            supervisor.run()
+            if threading.current_thread() is threading.main_thread():
+                self._run_with_signals(supervisor)
+            else:
+                supervisor.run()
 
     def start(self) -> None:
         """Works on a thread of its own, until `shutdown`."""
@@ -123,13 +119,23 @@ class Worker:
         if self._thread is not None:
             self._thread.join(timeout)
 
+    def _run_with_signals(self, supervisor: Supervisor) -> None:
+        with Signals(_SIGNALS) as signals:
+            supervisor.selector.register(
+                signals.sock,
+                selectors.EVENT_READ,
+                lambda: self._on_signals(supervisor, signals.read()),
+            )
+            supervisor.run()
+
     def _kill(self, supervisor: Supervisor) -> None:
         self.killed = True
         supervisor.kill()
 
     def _ask(self, act: Callable[[Supervisor], Any]) -> None:
         self._asked.append(act)
-        self._wake_write.send(b"!")
+        with contextlib.suppress(OSError):  # closed: it has ended
+            self._wake_write.send(b"!")
 
     def _act(self, supervisor: Supervisor) -> None:
         self._wake_read.recv(4096)

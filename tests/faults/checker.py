@@ -140,7 +140,7 @@ def leftovers(contents: Contents) -> set[str]:
 def read_contents(client: redis.Redis, namespace: str, queue: str = "default") -> Contents:
     """Reads all that a queue has; meant for one that nobody is changing."""
     prefix = f"conveyor:{{{namespace}:{queue}}}:"
-    keys = {key.decode().removeprefix(prefix) for key in client.scan_iter(f"{prefix}*", 5000)}
+    keys = {key.decode(errors="replace").removeprefix(prefix) for key in client.scan_iter(f"{prefix}*", 5000)}
     ids = sorted(key[2:] for key in keys if key.startswith("t:"))
     tombstones = Counter({k.decode(): int(v) for k, v in _hash(client, prefix + "tombstones")})
     memory = {name.decode(): value for name, value in _hash(client, prefix + "m")}

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from engine import LISTS, Engine
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -39,12 +39,26 @@ LONG = "CONVEYOR_LONG" in os.environ
 PARK_MS = 50_000
 WORKERS = (b"one ", b"two ")
 KNOWN = "app.known"
+HIGHEST = 15
 OUTCOMES = (
     "success", "success", "error", "error", "fatal", "stall", "interrupted", "cancelled", "release",
     "park",
 )  # fmt: skip
 
-retries = st.sampled_from((0, 1, 2, 9, UNLIMITED))
+
+
+class NewTask(NamedTuple):
+    """What is drawn of a task to enqueue."""
+
+    number: int
+    version: int
+    name: str
+    limits: Limits
+    due: str
+    expires: str
+
+
+retries = st.sampled_from((9, UNLIMITED, 2, 1, 0))
 limits = st.builds(
     Limits,
     priority=st.sampled_from((0, 5, 9)),
@@ -52,17 +66,29 @@ limits = st.builds(
     retry_limit=st.sampled_from((UNLIMITED, UNLIMITED, 0, 2)),
     error_retry_limit=retries,
     stall_retry_limit=retries,
-    stall_ms=st.sampled_from((1, 1000, 15_000, UNLIMITED)),
+    stall_ms=st.sampled_from((1000, 15_000, 1, UNLIMITED)),
     acknowledgement_ms=st.just(5000),
-    retain_success_ms=st.sampled_from((0, 1, 10_000, 3_600_000, FOREVER)),
-    retain_failed_ms=st.sampled_from((0, 1, 10_000, FOREVER)),
+    retain_success_ms=st.sampled_from((3_600_000, 10_000, 1, FOREVER, 0)),
+    retain_failed_ms=st.sampled_from((3_600_000, 10_000, 1, FOREVER, 0)),
 )
-#: When a task is due or expires: never or at once, so long after, or a moment so far from now.
-moments = st.sampled_from(("", "", "", "+1", "+1000", "+20000", "@-5", "@0", "@3000"))
-numbers = st.integers(0, 11)
-#: Which lease, from the last one back: mostly one that is still held.
-picks = st.integers(0, 8)
-endings = st.lists(st.tuples(picks, st.sampled_from(OUTCOMES), st.sampled_from((0, 1, 500))), max_size=3)
+#: A moment: none, so long after now (or after it is due), or so far from now.
+dues = st.sampled_from(("", "", "", "", "+1", "+1000", "+20000", "@-5", "@3000"))
+expiries = st.sampled_from(("", "", "", "", "", "+1", "+1000", "+20000", "@0"))
+new_tasks = st.builds(
+    NewTask,
+    number=st.integers(0, HIGHEST),
+    version=st.integers(0, 1),
+    name=st.sampled_from((KNOWN, "app.other")),
+    limits=limits,
+    due=dues,
+    expires=expiries,
+)
+batches = st.lists(new_tasks, min_size=1, max_size=5, unique_by=lambda new: new.number)
+#: Which task or lease: an even one is there or held now, an odd one may be gone.
+picks = st.integers(0, 15)
+endings = st.lists(
+    st.tuples(picks, st.sampled_from(OUTCOMES), st.sampled_from((0, 1, 500))), max_size=4
+)
 
 # Everything the queue holds, in one reply: lists, sorted sets, tombstones, memory, broken, records.
 _DUMP = """
@@ -90,60 +116,49 @@ class LifeCycle(RuleBasedStateMachine):
         self.held: list[tuple[str, bytes]] = []
         self.calls = dict.fromkeys(WORKERS, 0)
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(batch=batches)
+    def start(self, batch: list[NewTask]) -> None:
         self.app.client.broker.execute(("FLUSHALL",))
         self.engine = Engine(self.app)
         self.model = Model(self.engine.now_ms)
+        self.enqueue(batch, replace=False)
 
     # What callers do.
 
-    @rule(
-        number=numbers,
-        version=st.integers(0, 1),
-        name=st.sampled_from((KNOWN, "app.other")),
-        limits=limits,
-        due=moments,
-        expires=moments,
-        replace=st.booleans(),
-    )
-    def enqueue(
-        self,
-        number: int,
-        version: int,
-        name: str,
-        limits: Limits,
-        due: str,
-        expires: str,
-        replace: bool,
-    ) -> None:
-        task_id = f"t{number:02}"
-        due_text, due_ms = self._moment(due, self.model.now)
-        expires_text, expires_ms = self._moment(expires, max(due_ms, self.model.now))
-        told = {one: getattr(limits, one) for one in Limits.__slots__}
-        new = self.engine.new(
-            task_id, version, due=due_text, expires=expires_text, name=name, **told
-        )
-        on_existing = "replace_ended" if replace else "return"
-        (existing,) = self.engine.enqueue(new, on_existing=on_existing)
-        task = Task(task_id, name, version, limits, due_ms, expires_ms, QUEUED)
-        assert (existing is None) == self.model.enqueue(task, replace=replace)
+    @rule(batch=batches, replace=st.booleans())
+    def enqueue(self, batch: list[NewTask], replace: bool) -> None:
+        sent: list[commands.NewTask] = []
+        added: list[bool] = []
+        for new in batch:
+            due_text, due = self._moment(new.due, self.model.now)
+            expires_text, expires = self._moment(new.expires, max(due, self.model.now))
+            told = {one: getattr(new.limits, one) for one in Limits.__slots__}
+            one = self.engine.new(
+                f"t{new.number:02}", new.version,
+                due=due_text, expires=expires_text, name=new.name, **told,
+            )  # fmt: skip
+            sent.append(one)
+            task = Task(one.id, new.name, new.version, new.limits, due, expires, QUEUED)
+            added.append(self.model.enqueue(task, replace=replace))
+        existing = self.engine.enqueue(*sent, on_existing="replace_ended" if replace else "return")
+        assert [one is None for one in existing] == added
 
-    @rule(number=numbers)
-    def cancel(self, number: int) -> None:
-        task_id = f"t{number:02}"
+    @rule(pick=picks)
+    def cancel(self, pick: int) -> None:
+        there = sorted(self.model.tasks)
+        task_id = f"t{pick:02}" if pick % 2 or not there else there[pick // 2 % len(there)]
         assert self.engine.cancel(task_id) == self.model.cancel(task_id)
 
     # What workers do.
 
-    @rule(worker=st.sampled_from(WORKERS), sync=st.integers(0, 4), asynchronous=st.integers(0, 2))
+    @rule(worker=st.sampled_from(WORKERS), sync=st.integers(1, 6), asynchronous=st.integers(0, 3))
     def claim(self, worker: bytes, sync: int, asynchronous: int) -> None:
         self._call(worker, [], sync, asynchronous)
 
     @rule(
         worker=st.sampled_from(WORKERS),
         endings=endings,
-        sync=st.integers(0, 2),
+        sync=st.sampled_from((3, 1, 0)),
         keep_success=st.sampled_from((1_000_000, 2)),
         again=st.booleans(),
     )
@@ -259,7 +274,11 @@ class LifeCycle(RuleBasedStateMachine):
         return text, base + int(text) if text else 0
 
     def _pick(self, pick: int) -> tuple[str, bytes]:
-        return self.held[-1 - pick % len(self.held)]
+        leased = sorted(self.model.sets["l"])
+        if pick % 2 or not leased:
+            return self.held[-1 - pick % len(self.held)]
+        task = self.model.tasks[leased[pick // 2 % len(leased)]]
+        return task.id, task.token
 
     def _call(
         self,
@@ -297,7 +316,7 @@ class LifeCycle(RuleBasedStateMachine):
             self.held.append((task_id, record[10:22]))
 
     def _dump(self) -> Any:
-        reply = self.engine.call("EVAL", _DUMP, 1, self.engine.keys.prefix, 11, *LISTS, *_SORTED)
+        reply = self.engine.call("EVAL", _DUMP, 1, self.engine.keys.prefix, HIGHEST, *LISTS, *_SORTED)
         lists, sorts, hashes, raw = reply
         ready = {
             name: [one.decode() for one in ids]
@@ -350,8 +369,7 @@ def test_the_life_of_tasks() -> None:
             lambda: LifeCycle(app),
             settings=settings(
                 max_examples=10_000 if LONG else 300,
-                stateful_step_count=40,
+                stateful_step_count=50,
                 deadline=None,
-                suppress_health_check=list(HealthCheck),
             ),
         )

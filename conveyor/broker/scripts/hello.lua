@@ -8,13 +8,19 @@
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves
 -- ARGV
 --   ARGV[1]  string  the worker's id in hex, or "" for an orchestrator alone
---   ARGV[2]  ms      how long the announcement holds; 0 withdraws it
+--   ARGV[2]  ms      how long the announcement holds unless PEXPIRE prolongs it; 0 withdraws it
 --   ARGV[3]  bytes   what is known about the worker (opaque)
 -- RETURNS
 --   server time in ms
 -- KEEPS
 --   4 server time, 7 repeatable, 8 works when memory is full; a server's silence is not a stall:
 --   leases last renewed before it are given anew when they expire (see lib/due.lua)
+
+local function forget_dead_workers()
+  for _, id in ipairs(redis.call('SRANDMEMBER', Q .. 'w', 50)) do
+    if redis.call('EXISTS', Q .. 'w:' .. id) == 0 then redis.call('SREM', Q .. 'w', id) end
+  end
+end
 
 local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
 local known = redis.call('HGET', M, 'run')
@@ -26,12 +32,12 @@ remember_time()
 
 if ARGV[1] ~= '' then
   local ttl = tonumber(ARGV[2])
-  redis.call('ZREMRANGEBYSCORE', Q .. 'w', '-inf', now)
+  forget_dead_workers()
   if ttl > 0 then
-    redis.call('ZADD', Q .. 'w', now + ttl, ARGV[1])
+    redis.call('SADD', Q .. 'w', ARGV[1])
     redis.call('SET', Q .. 'w:' .. ARGV[1], ARGV[3], 'PX', ttl)
   else
-    redis.call('ZREM', Q .. 'w', ARGV[1])
+    redis.call('SREM', Q .. 'w', ARGV[1])
     local bytes = string.gsub(ARGV[1], '%x%x', function(hex) return string.char(tonumber(hex, 16)) end)
     redis.call('DEL', Q .. 'w:' .. ARGV[1], Q .. 'k:' .. ARGV[1], Q .. 'c:' .. bytes)
   end

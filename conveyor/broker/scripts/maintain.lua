@@ -17,10 +17,7 @@ local limit = tonumber(ARGV[1])
 remember_time()
 if next_due and next_due > now then return { now, 0, next_due, 0 } end
 
-local moved = 0
-for _, move in ipairs({ promote, reap, expire, give_up_parked, trim }) do moved = moved + move(limit) end
+local moved, first = move_everything(limit)
 wake_workers()
-
-local first = earliest()
-if first then redis.call('HSET', M, 'due', first) else redis.call('HDEL', M, 'due') end
-return { now, moved, first or -1, first and first <= now and 1 or 0 }
+if first < math.huge then redis.call('HSET', M, 'due', first) else redis.call('HDEL', M, 'due') end
+return { now, moved, first < math.huge and first or -1, first <= now and 1 or 0 }

@@ -21,9 +21,9 @@ for _, lane in ipairs({ 'r', 'a' }) do
 end
 
 local workers = {}
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', Q .. 'w', now, '+inf', 'LIMIT', 0, 1000)) do
+for _, id in ipairs(redis.call('SMEMBERS', Q .. 'w')) do
   local about = redis.call('GET', Q .. 'w:' .. id)
-  if about then
+  if about and #workers < 2000 then
     workers[#workers + 1] = id
     workers[#workers + 1] = about
   end

@@ -1,6 +1,6 @@
 -- Moves what has come due, a bounded number a call: promotes, expires, reaps, gives up, trims.
 -- Needs: record, clock, ready, finish, rerun.
--- Gives: earliest, expire, give_up_parked, leave_place, pack_error, promote, reap, trim.
+-- Gives: expire, leave_place, move_everything, pack_error, promote, reap.
 
 local function pack_error(kind, message) return cmsgpack.pack({ kind, message, '' }) end
 
@@ -65,21 +65,29 @@ end
 local function promote(limit) return move_due('s', limit, promote_one) end
 local function expire(limit) return move_due('e', limit, expire_one) end
 local function reap(limit) return move_due('l', limit, reap_one) end
-local function give_up_parked(limit) return move_due('parked', limit, give_up_one) end
 
-local function trim(limit)
-  local removed = 0
-  for _, set in pairs(ENDED_SETS) do removed = removed + move_due(set, limit, remove_record) end
-  return removed
+-- What is due in one set leads to sets further on only, so one pass sees everything.
+local MOVES = {
+  { 'l', reap_one }, { 'e', expire_one }, { 'parked', give_up_one }, { 's', promote_one },
+  { 'ok', remove_record }, { 'failed', remove_record }, { 'cancelled', remove_record },
+}
+
+local function head_of(set)
+  local head = redis.call('ZRANGE', Q .. set, 0, 0, 'WITHSCORES')
+  return tonumber(head[2]) or math.huge
 end
 
--- The next moment at which something here comes due, or nil.
-local function earliest()
-  local first
-  for _, set in ipairs({ 's', 'e', 'l', 'ok', 'failed', 'cancelled', 'parked' }) do
-    local head = redis.call('ZRANGE', Q .. set, 0, 0, 'WITHSCORES')
-    local score = tonumber(head[2])
-    if score and score ~= math.huge and (not first or score < first) then first = score end
+-- Moves up to `limit` of each kind; gives the number moved and when the next comes due (or math.huge).
+local function move_everything(limit)
+  local moved, first = 0, math.huge
+  for _, entry in ipairs(MOVES) do
+    local set, move = entry[1], entry[2]
+    local score = head_of(set)
+    if score <= now then
+      moved = moved + move_due(set, limit, move)
+      score = head_of(set)
+    end
+    first = math.min(first, score)
   end
-  return first
+  return moved, first
 end

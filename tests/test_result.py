@@ -1,0 +1,371 @@
+"""Handles of tasks: state, outcome and cancelling, in threads and event loops and across outages."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from engine import Engine
+from playing import SOON, Player, claim, end, run
+from servers import Server, wait_until
+
+from conveyor import Conveyor, TaskResult, TaskStatus
+from conveyor.broker import commands
+from conveyor.errors import (
+    ConfigurationError,
+    ConveyorError,
+    TaskCancelled,
+    TaskFailed,
+    TaskNotFound,
+    WaitTimeout,
+)
+from conveyor.records import pack_error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ERROR = pack_error("ValueError", "no", "Traceback: line 1")
+MISSING = (
+    "there is no task 'gone' on queue 'default': it never existed, was removed,"
+    " or its retention has passed"
+)
+
+
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+def sent(app: Conveyor, **options: Any) -> TaskResult[int]:
+    return app.task(add).options(**options).delay(1, 2)
+
+
+def waiting(app: Conveyor, task_id: str) -> bool:
+    """Whether somebody is registered for the task's end."""
+    return Engine(app, stopped=False).call("HEXISTS", f"conveyor:{{{app.name}:default}}:x:{task_id}", "w") == 1
+
+
+def wait_in_thread(app: Conveyor, result: TaskResult[Any], timeout: float = SOON) -> Any:
+    """The future of a wait that has registered."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(result.wait, timeout)
+        wait_until(lambda: waiting(app, result.id), "registered")
+        pool.shutdown(wait=False)
+        return future
+
+
+@pytest.fixture
+def own_server() -> Iterator[Server]:
+    """A server to pause, kill and restart; it keeps its data."""
+    with Server(appendonly=True, config={"appendfsync": "always"}) as server:
+        yield server
+
+
+# Handles
+
+
+def test_a_handle_is_its_queue_and_id(app: Conveyor) -> None:
+    result = sent(app, queue="side")
+    again = app.result(result.id, "side")
+    assert (again.id, again.queue, again.created) == (result.id, "side", False)
+    assert again == result
+    assert hash(again) == hash(result)
+    assert app.result(result.id) != result
+    assert result != result.id
+    assert repr(result) == f"TaskResult(id={result.id!r}, queue='side')"
+    assert app.tasks["test_result.add"].result("x") == app.result("x")
+
+
+def test_a_handle_says_where_its_task_is(app: Conveyor) -> None:
+    result = app.task(add).schedule(1, 2, after=60)
+    assert result.status is TaskStatus.SCHEDULED
+    result = sent(app)
+    assert result.status is TaskStatus.QUEUED
+    worker, lease = claim(app)
+    assert result.status is TaskStatus.PROCESSING
+    engine = worker.engine
+    assert result.progress is None
+    encoded = app.client.codec.encode([0.5], "progress")
+    assert engine.run(commands.progress(engine.keys, result.id, lease.token, "p", encoded))
+    assert result.progress == [0.5]
+    worker.end(lease, "success", app.client.codec.encode(3, "result"))
+    assert result.status is TaskStatus.SUCCESS
+    record = result.task()
+    assert record is not None
+    assert (record.id, record.result, record.error) == (result.id, 3, None)
+
+
+def test_so_do_the_async_twins(app: Conveyor) -> None:
+    async def use() -> None:
+        result = await app.task(add).adelay(1, 2)
+        assert await result.astatus() is TaskStatus.QUEUED
+        record = await result.atask()
+        assert record is not None
+        assert record.args == (1, 2)
+        assert await result.acancel() is True
+        assert await result.acancel() is False
+        assert await result.astatus() is TaskStatus.CANCELLED
+
+    run(app, use())
+
+
+def test_a_task_that_is_not_there_is_not_found(app: Conveyor) -> None:
+    result = app.result("gone")
+    assert result.task() is None
+    for ask in (lambda: result.status, lambda: result.progress, result.cancel):
+        with pytest.raises(TaskNotFound) as caught:
+            ask()
+        assert str(caught.value) == MISSING
+    for timeout in (None, 5, 0):
+        with pytest.raises(TaskNotFound) as caught:
+            result.wait(timeout)
+        assert str(caught.value) == MISSING
+
+
+def test_nor_is_it_by_the_async_twins(app: Conveyor) -> None:
+    async def use() -> None:
+        result = app.result("gone")
+        assert await result.atask() is None
+        for ask in (result.astatus, result.acancel, result._await_end):
+            with pytest.raises(TaskNotFound) as caught:
+                await ask()
+            assert str(caught.value) == MISSING
+
+    run(app, use())
+
+
+# Cancelling
+
+
+def test_what_waits_is_cancelled_at_once(app: Conveyor) -> None:
+    for result in (sent(app), app.task(add).schedule(1, 2, after=60)):
+        assert result.cancel() is True
+        assert result.status is TaskStatus.CANCELLED
+        assert result.cancel() is False
+        with pytest.raises(TaskCancelled) as caught:
+            result.wait(SOON)
+        assert str(caught.value) == f"test_result.add[{result.id}] was cancelled"
+    assert Engine(app, stopped=False).counts() == {"cancelled": 2}
+
+
+def test_what_runs_is_asked_to_stop(app: Conveyor) -> None:
+    result = sent(app)
+    worker, lease = claim(app)
+    assert result.cancel() is True
+    assert result.status is TaskStatus.PROCESSING
+    assert worker.renew(lease) == [commands.Verdict.CANCEL_ASKED]
+    worker.end(lease, "cancelled")
+    assert result.cancel() is False
+    with pytest.raises(TaskCancelled):
+        result.wait(SOON)
+
+
+def test_what_has_ended_is_not_cancelled(app: Conveyor) -> None:
+    result = sent(app)
+    end(app, "success", 3)
+    assert result.cancel() is False
+    assert result.wait(SOON) == 3
+
+
+# Waiting
+
+
+def test_a_wait_returns_what_the_task_returned(app: Conveyor) -> None:
+    task = app.task(add)
+    with Player(app):
+        assert task.delay(1, 2).wait() == 3
+        assert task.delay(1, 2).wait(SOON) == 3
+        assert task.delay(1, 2).wait(timedelta(seconds=SOON)) == 3
+        assert task.delay(1, 2).wait(float("inf")) == 3
+        assert [result.wait(SOON) for result in task.map([(n, n) for n in range(50)])] == [
+            2 * n for n in range(50)
+        ]
+
+
+def test_a_wait_for_what_has_ended_needs_no_time(app: Conveyor) -> None:
+    result = sent(app)
+    end(app, "success", 3)
+    assert result.wait(0) == 3
+
+
+def test_a_result_may_be_large_and_of_any_type(app: Conveyor) -> None:
+    for value in (b"x" * 100_000, {"a": (1, {2})}, None):
+        result = sent(app)
+        future = wait_in_thread(app, result)
+        end(app, "success", value)
+        assert future.result(SOON) == value
+
+
+def test_a_failure_tells_the_error(app: Conveyor) -> None:
+    result = sent(app)
+    end(app, "fatal", ERROR)
+    with pytest.raises(TaskFailed) as caught:
+        result.wait(SOON)
+    assert str(caught.value) == f"test_result.add[{result.id}] failed: ValueError: no"
+    record = caught.value.record
+    assert (record.id, record.status) == (result.id, TaskStatus.FAILED)
+    assert (record.error, record.traceback) == ("ValueError: no", "Traceback: line 1")
+
+
+def test_an_await_raises_the_same(app: Conveyor) -> None:
+    failed, cancelled, fine = sent(app), sent(app), sent(app)
+    end(app, "fatal", ERROR)
+    cancelled.cancel()
+    end(app, "success", 3)
+
+    async def use() -> None:
+        with pytest.raises(TaskFailed, match=r"failed: ValueError: no$"):
+            await failed
+        with pytest.raises(TaskCancelled, match="was cancelled"):
+            await cancelled
+        assert await fine == 3
+
+    run(app, use())
+
+
+@pytest.mark.parametrize("outcome", ["success", "fatal", "cancelled"])
+def test_who_waits_learns_the_end_of_a_record_that_goes_with_it(
+    app: Conveyor, outcome: str
+) -> None:
+    result = sent(app, remove_on_success=True, remove_on_failed=True)
+    future = wait_in_thread(app, result)
+    worker, lease = claim(app)
+    data = {"success": app.client.codec.encode(3, "result"), "fatal": ERROR}.get(outcome, b"")
+    worker.end(lease, outcome, data)
+    if outcome == "success":
+        assert future.result(SOON) == 3
+    else:
+        with pytest.raises(TaskFailed if outcome == "fatal" else TaskCancelled):
+            future.result(SOON)
+    assert result.task() is None or outcome == "cancelled"
+
+
+def test_a_wait_times_out(app: Conveyor) -> None:
+    result = sent(app)
+    for timeout, seconds in ((0.2, "0.2"), (0, "0"), (timedelta(milliseconds=200), "0.2")):
+        with pytest.raises(TimeoutError) as caught:
+            result.wait(timeout)
+        assert isinstance(caught.value, WaitTimeout)
+        assert str(caught.value) == (
+            f"task {result.id!r} on queue 'default' has not ended after {seconds} s;"
+            " no worker listens to 'default': start one with `conveyor worker`"
+        )
+    engine = Engine(app, stopped=False)
+    engine.run(commands.hello(engine.keys, "00000001", 60_000, b""))
+    with pytest.raises(WaitTimeout) as caught_again:
+        result.wait(0.1)
+    assert str(caught_again.value) == (
+        f"task {result.id!r} on queue 'default' has not ended after 0.1 s"
+    )
+    assert result.status is TaskStatus.QUEUED
+
+
+def test_a_timeout_is_a_duration(app: Conveyor) -> None:
+    with pytest.raises(ConfigurationError, match="timeout cannot be -1"):
+        sent(app).wait(-1)
+    with pytest.raises(TypeError, match="timeout must be seconds or a timedelta"):
+        sent(app).wait("1")  # type: ignore[arg-type]
+
+
+def test_an_await_can_be_given_up(app: Conveyor) -> None:
+    async def use() -> None:
+        result = await app.task(add).adelay(1, 2)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(result._await_end(), 0.1)
+        await asyncio.to_thread(end, app, "success", 3)
+        assert await result == 3
+
+    run(app, use())
+    assert app.client.outcomes._pending == {}
+
+
+def test_many_may_wait_for_one_and_one_for_many(app: Conveyor) -> None:
+    task = app.task(add)
+    one = task.delay(0, 0)
+
+    async def gather() -> list[int]:
+        async def each(result: TaskResult[int]) -> int:
+            return await result
+
+        many = await task.amap([(n, n) for n in range(200)])
+        return await asyncio.gather(*(each(result) for result in [one] * 20 + many))
+
+    with ThreadPoolExecutor(16) as pool:
+        waits = [pool.submit(one.wait, SOON) for _ in range(16)]
+        with Player(app):
+            assert run(app, gather()) == [0] * 20 + [2 * n for n in range(200)]
+        assert [wait.result(SOON) for wait in waits] == [0] * 16
+
+
+def test_waiting_asks_the_server_nothing(own_server: Server) -> None:
+    with Conveyor("idle", broker=own_server.url) as app:
+        result = sent(app)
+        future = wait_in_thread(app, result)
+        before = own_server.call("INFO", "stats")["total_commands_processed"]
+        time.sleep(0.5)
+        after = own_server.call("INFO", "stats")["total_commands_processed"]
+        assert after - before == 1  # the first INFO
+        end(app, "success", 3)
+        assert future.result(SOON) == 3
+
+
+def test_a_wait_survives_a_restart_of_the_server(own_server: Server) -> None:
+    with Conveyor("restarted", broker=own_server.url) as app:
+        result, other = sent(app), sent(app)
+        future = wait_in_thread(app, result)
+        late = wait_in_thread(app, other)
+        own_server.kill()
+        own_server.restart()
+        with Conveyor("restarted", broker=own_server.url) as another:
+            # The first may end before the wait is registered again, the second after.
+            assert end(another, "success", 3) == result.id
+            assert future.result(SOON) == 3
+            assert end(another, "success", 4) == other.id
+            assert late.result(SOON) == 4
+
+
+def test_a_wait_may_begin_while_the_server_is_down(own_server: Server) -> None:
+    with Conveyor("down", broker=own_server.url) as app, ThreadPoolExecutor(2) as pool:
+        result = sent(app)
+        own_server.kill()
+        waits = [
+            pool.submit(result.wait, SOON),
+            pool.submit(lambda: asyncio.run(result._await_end())),
+        ]
+        with pytest.raises(WaitTimeout, match=r"has not ended after 0\.3 s; cannot reach redis://"):
+            result.wait(0.3)
+        assert not any(wait.done() for wait in waits)
+        own_server.restart()
+        with Conveyor("down", broker=own_server.url) as another:
+            end(another, "success", 3)
+        assert [wait.result(SOON) for wait in waits] == [3, 3]
+
+
+def test_a_wait_for_a_hanging_server_ends_in_time(own_server: Server) -> None:
+    with Conveyor("hanging", broker=own_server.url) as app:
+        result = sent(app)
+        future = wait_in_thread(app, result, timeout=1)
+        own_server.pause()
+        with pytest.raises(WaitTimeout, match=r"has not ended after 1 s; cannot reach redis://"):
+            future.result(SOON)
+        own_server.resume()
+
+
+def test_a_closed_app_lets_nobody_wait(app: Conveyor) -> None:
+    result = sent(app)
+    future = wait_in_thread(app, result)
+
+    async def use() -> None:
+        waiting = asyncio.create_task(result._await_end())
+        await asyncio.sleep(0.05)
+        await app.aclose()
+        with pytest.raises(ConveyorError, match="the app was closed during this wait"):
+            await waiting
+
+    run(app, use())
+    with pytest.raises(ConveyorError, match="the app was closed during this wait"):
+        future.result(SOON)
+    assert result.status is TaskStatus.QUEUED
