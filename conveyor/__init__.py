@@ -2,10 +2,12 @@
 
 A tour of one call, `add.delay(1, 2)`: `task.py` binds and encodes it, `broker/commands.py` asks
 `enqueue.lua` to store and queue it; a worker's loop (`worker/supervisor.py`) claims it with
-`settle.lua` and hands it to a child (`worker/child.py`), whose outcome the loop settles with the same
-script; that publishes to `broker/outcomes.py`, which wakes `result.py`'s `wait`. The whole story is in
-`docs/tour.md`.
+`settle.lua` and hands it to a child (`worker/child.py`), whose outcome the loop settles with the
+same script; that publishes to `broker/outcomes.py`, which wakes `result.py`'s `wait`. The whole
+story is in `docs/tour.md`.
 """
+
+import sys
 
 from conveyor.app import Conveyor
 from conveyor.backoff import Backoff, constant, exponential, linear
@@ -31,9 +33,13 @@ from conveyor.errors import (
     UnknownTask,
     WaitTimeout,
 )
+from conveyor.orchestrator import Orchestrator
 from conveyor.records import Attempt, TaskRecord, TaskStatus
 from conveyor.result import TaskResult
 from conveyor.task import AsyncTask, Call, Task
+
+if sys.platform != "win32":  # a worker forks
+    from conveyor.worker.worker import Worker
 
 __all__ = [
     # The app
@@ -48,6 +54,9 @@ __all__ = [
     "TaskRecord",
     "TaskResult",
     "TaskStatus",
+    # Running tasks
+    "Orchestrator",
+    "Worker",
     # Inside a run
     "Context",
     "current_task",

@@ -239,7 +239,7 @@ def report(files: Sequence[Path], story: Story, loop_seconds: float) -> Table:
 
 
 def recovery(kill: Kill, records: Sequence[TaskRecord]) -> str:
-    """How long after the kill the run was queued again, at the end of the queue, and begun again."""
+    """How long after its kill the run was queued again, and begun again."""
     record = next(record for record in records if record.id == kill.task.id)
     lost, repeated, *_ = record.attempts
     queued = (lost.ended_at - kill.moment).total_seconds() * 1000

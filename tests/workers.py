@@ -1,8 +1,12 @@
-"""Real processes of ``python -m conveyor`` for tests; ``RunningWorker`` is the one most need.
+"""Real processes of ``python -m conveyor`` for tests: a worker, or any command in a user's project.
 
     with RunningWorker("myapp", tmp_path, "-c", "2", env={"CONVEYOR_BROKER": server.url}) as worker:
         os.kill(worker.children()[0], signal.SIGKILL)
         worker.wait_for("was killed by SIGKILL")
+
+    project = Project(tmp_path, server.url)
+    with project.worker("-c", "1"):
+        assert project.conveyor("-A", "myapp", "call", "add", "1", "2", "--wait").out == "3\\n"
 
 Failure story. A process that ends before it is up raises with what it printed. One that a test
 forgets ends with the test process, however that ends (on Linux the kernel sees to it, elsewhere an
@@ -19,8 +23,11 @@ import sys
 import tempfile
 import threading
 from concurrent.futures import Future
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from textwrap import dedent
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from servers import wait_until
 
@@ -33,6 +40,45 @@ if TYPE_CHECKING:
 DEADLINE = 40.0
 #: The directory that has the package.
 ROOT = Path(conveyor.__file__).parent.parent
+
+#: A user's module with a task of each kind that the tests of commands need.
+TASKS = """
+import os
+import time
+from datetime import UTC, datetime
+
+from conveyor import Context, Conveyor
+
+app = Conveyor("NAME")
+
+@app.task
+def add(x: int, y: int) -> int:
+    return x + y
+
+@app.task
+async def double(x: int) -> int:
+    return 2 * x
+
+@app.task
+def echo(*args: object, **kwargs: object) -> list[object]:
+    return [list(args), kwargs]
+
+@app.task
+def moment() -> datetime:
+    return datetime(2027, 1, 1, tzinfo=UTC)
+
+@app.task
+def boom(text: str = "bad") -> None:
+    raise ValueError(text)
+
+@app.task(bind=True)
+def hold(ctx: Context, seconds: float = 60) -> str:
+    ctx.log.info("holding")
+    time.sleep(seconds)
+    return "held"
+"""
+
+_numbers = count(1)
 
 # See servers.py: PR_SET_PDEATHSIG kept across exec, and the check that it did not come too late.
 _LAUNCH = (
@@ -99,9 +145,13 @@ class Running:
 
     def children(self) -> list[int]:
         """Pids of its children, oldest first; empty once it is gone."""
-        found = subprocess.run(
-            ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True
-        )
+        if sys.platform == "linux":
+            lists: list[str] = []
+            for path in Path(f"/proc/{self.pid}/task").glob("*/children"):
+                with suppress(OSError):  # the thread has ended meanwhile
+                    lists += path.read_text().split()
+            return sorted(map(int, lists))
+        found = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, check=True)
         pairs = (map(int, line.split()) for line in found.stdout.splitlines())
         return sorted(pid for pid, parent in pairs if parent == self.pid)
 
@@ -235,3 +285,58 @@ class RunningWorker(Running):
         if ended:
             raise RuntimeError(f"the worker ended before it was up:\n{self.output}")
         return False
+
+
+class Done(NamedTuple):
+    """What a command that has ended printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Project:
+    """A directory with a user's ``myapp.py``, in which commands are run.
+
+    Args:
+        directory: Where; exists.
+        broker: For CONVEYOR_BROKER; None: the embedded server.
+        source: The module; ``NAME`` in it becomes a name that no other project has.
+    """
+
+    def __init__(self, directory: Path, broker: str | None, source: str = "") -> None:
+        self.directory = directory
+        self.env = {"CONVEYOR_BROKER": broker} if broker else {}
+        self.name = f"project-{os.getpid()}-{next(_numbers)}"
+        self.write("myapp.py", source or TASKS)
+
+    def write(self, name: str, source: str) -> None:
+        """Put another file there."""
+        text = dedent(source).replace("NAME", self.name)
+        (self.directory / name).write_text(text, encoding="utf-8")
+
+    def conveyor(self, *arguments: str, **env: str) -> Done:
+        """Run ``conveyor …`` to its end."""
+        return self.python("-m", "conveyor", *arguments, **env)
+
+    def python(self, *arguments: str, **env: str) -> Done:
+        """Run this interpreter to its end."""
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.directory,
+            env=environment(self.env | env),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+            check=False,
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def start(self, *arguments: str, **env: str) -> Running:
+        """Run ``conveyor …`` beside the test."""
+        return Running("-m", "conveyor", *arguments, cwd=self.directory, env=self.env | env)
+
+    def worker(self, *arguments: str, up: bool = True) -> RunningWorker:
+        """Run a worker of ``myapp`` beside the test."""
+        return RunningWorker("myapp", self.directory, *arguments, env=self.env, up=up)

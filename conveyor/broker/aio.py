@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
+from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import NoScriptError
 
 from conveyor.broker.broker import (
@@ -25,10 +26,12 @@ from conveyor.broker.broker import (
     script_source,
     unavailable,
 )
-from conveyor.broker.connect import TRANSIENT
+from conveyor.broker.connect import TRANSIENT, close_async
 from conveyor.broker.keys import known_queues
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from conveyor.broker.commands import Command
     from conveyor.broker.target import AsyncClient
 
@@ -89,7 +92,7 @@ class AsyncBroker:
         """Closes the running event loop's client."""
         loop = self._loops.pop(asyncio.get_running_loop(), None)
         if loop is not None and loop.client is not None:
-            await loop.client.aclose()
+            await close_async(loop.client)
 
     async def _execute(
         self, loop: _Loop, call: tuple[Any, ...], fallback: tuple[Any, ...] | None
@@ -97,21 +100,23 @@ class AsyncBroker:
         server = self._broker.server
         deadline = time.monotonic() + PATIENCE
         pause = FIRST_PAUSE
+        stale = False
         while True:
             try:
+                if stale:
+                    await self._refresh(loop)
                 client: Any = loop.client or await self._connect(loop)
-                return await client.execute_command(*call, NEVER_DECODE=True)
+                return await _unless_cancelled(client.execute_command(*call, NEVER_DECODE=True))
             except NoScriptError as error:
                 if fallback is None:
                     raise refused(server, error) from error
                 call, fallback = fallback, None
                 continue
             except TRANSIENT as error:
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= deadline or isinstance(error, redis.AuthenticationError):
                     loop.given_up_at, loop.given_up = time.monotonic(), error
                     raise unavailable(server, error) from error
-                if server.embedded and isinstance(error, redis.ConnectionError):
-                    await asyncio.to_thread(server.refresh)
+                stale = server.outdated(error)
             except redis.RedisError as error:
                 raise refused(server, error) from error
             await asyncio.sleep(pause)
@@ -126,9 +131,30 @@ class AsyncBroker:
             loop = self._loops[running] = _Loop()
         return loop
 
+    async def _refresh(self, loop: _Loop) -> None:
+        client: Any = loop.client
+        if isinstance(client, RedisCluster):
+            await client.nodes_manager.initialize()
+        else:
+            await asyncio.to_thread(self._broker.server.refresh)
+
     async def _connect(self, loop: _Loop) -> AsyncClient:
         # Starting an embedded server and checking the version take a moment: not on the loop.
         await asyncio.to_thread(self._broker.server.client)
         if loop.client is None:
             loop.client = self._broker.server.async_client()
         return loop.client
+
+
+async def _unless_cancelled(call: Awaitable[Any]) -> Any:
+    """The reply, unless the task was cancelled meanwhile.
+
+    Before Python 3.12 `asyncio.wait_for`, which redis-py uses, loses a cancellation that comes in
+    the moment its own call ends (https://github.com/python/cpython/issues/86296).
+    """
+    task = asyncio.current_task()
+    cancelled = task.cancelling() if task else 0
+    reply = await call
+    if task and task.cancelling() > cancelled:
+        raise asyncio.CancelledError
+    return reply

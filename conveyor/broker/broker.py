@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
-from redis.exceptions import NoScriptError, OutOfMemoryError
+from redis.exceptions import ClusterError, NoScriptError, OutOfMemoryError
 
 from conveyor.broker.connect import TRANSIENT, Server
 from conveyor.broker.keys import QueueKeys, known_queues
@@ -76,8 +76,11 @@ class Broker:
         """Runs one plain server command; `fallback` is sent where the script is not known."""
         deadline = time.monotonic() + patience
         pause = FIRST_PAUSE
+        stale = False
         while True:
             try:
+                if stale:
+                    self.server.refresh()
                 client: Any = self.server.client()
                 return client.execute_command(*call, NEVER_DECODE=True)
             except NoScriptError as error:
@@ -86,10 +89,9 @@ class Broker:
                 call, fallback = fallback, None
                 continue
             except TRANSIENT as error:
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= deadline or isinstance(error, redis.AuthenticationError):
                     raise unavailable(self.server, error) from error
-                if self.server.embedded and isinstance(error, redis.ConnectionError):
-                    self.server.refresh()
+                stale = self.server.outdated(error)
             except redis.RedisError as error:
                 raise refused(self.server, error) from error
             time.sleep(pause)
@@ -144,4 +146,6 @@ def unavailable(server: Server, error: Exception) -> BrokerUnavailable:
 
 
 def _cause(error: Exception) -> str:
+    if type(error) is ClusterError:
+        return "redirected too often, as while the slot is being moved to another node"
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -133,7 +133,7 @@ class Link:
         self._socket = self._connection._sock
         self._selector.register(self._socket, selectors.EVENT_READ, self._on_readable)
         if self._lost:
-            log.info("%s is back", self._server.address)
+            self._say(logging.INFO, "%s is back", self._server.address)
         self._lost = False
         self._use_source = False
         self._recover_current()
@@ -200,12 +200,17 @@ class Link:
     def _lose(self, error: Exception) -> None:
         self._drop()
         if not self._lost and isinstance(error, _MOVING):
-            log.info("%s is moving a slot; waiting until it has", self._server.address)
+            self._say(logging.INFO, "%s is moving a slot; waiting", self._server.address)
         elif not self._lost:
-            log.warning("%s; trying again until it answers", unavailable(self._server, error))
+            error = unavailable(self._server, error)
+            self._say(logging.WARNING, "%s It is tried again until it answers.", error)
         self._lost = True
         self._retry_at = time.monotonic() + self._pause * random.uniform(0.5, 1.0)
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+
+    def _say(self, level: int, text: str, what: object) -> None:
+        """Logs what became of the connection; of a pair, only the one that does not block."""
+        log.log(logging.DEBUG if self._blocking else level, text, what)
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None

@@ -92,7 +92,7 @@ def target_of(broker: object) -> Target:
     if isinstance(broker, redis.Redis | redis.asyncio.Redis):
         return _of_client(broker)
     raise ConfigurationError(
-        f"broker cannot be a {type(broker).__name__}: use a URL or a client of redis-py"
+        f"broker is of type {type(broker).__name__}: use a URL or a client of redis-py"
     )
 
 

@@ -86,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> Exit:
     parser = _make_parser()
-    found = parser.parse_args(arguments)
+    found, unknown = parser.parse_known_args(arguments)
+    parser.refuse(unknown)
     if found.command is None:
         parser.print_help()
         return Exit.USAGE

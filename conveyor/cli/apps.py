@@ -104,10 +104,23 @@ def _broken(module: str, error: BaseException) -> ConfigurationError:
             f"module {module!r} ended while it was imported (SystemExit: {error}): "
             "put what only a script does under  if __name__ == '__main__':"
         )
-    theirs = "".join(traceback.format_exception(type(error), error, _theirs(error.__traceback__)))
+    if isinstance(error, ConfigurationError):
+        return ConfigurationError(f"{_place(error.__traceback__)}: {error}")
+    what = traceback.format_exception_only(error)[-1].strip()
+    lines = traceback.format_exception(type(error), error, _theirs(error.__traceback__))
     return ConfigurationError(
-        f"module {module!r} cannot be imported; mend this:\n{theirs.rstrip()}"
+        f"module {module!r} cannot be imported ({what}):\n{''.join(lines).rstrip()}"
     )
+
+
+def _place(trace: TracebackType | None) -> str:
+    """The file and line where a mistake of theirs was noticed by us."""
+    package = str(Path(__file__).parent.parent)
+    frames = traceback.extract_tb(_theirs(trace))
+    frame = next(
+        (frame for frame in reversed(frames) if not frame.filename.startswith(package)), frames[-1]
+    )
+    return f"{frame.filename}, line {frame.lineno}"
 
 
 def _theirs(trace: TracebackType | None) -> TracebackType | None:
@@ -130,9 +143,8 @@ def _named(module: ModuleType, attribute: str) -> Conveyor:
             raise ConfigurationError(f"module {module.__name__!r} has no {attribute!r}{hint}")
         found = getattr(found, name)
     if not isinstance(found, Conveyor):
-        kind = type(found).__name__
         raise ConfigurationError(
-            f"{module.__name__}:{attribute} is a {kind}, not a Conveyor{_instead(module)}"
+            f"{module.__name__}:{attribute} is no Conveyor but {found!r:.50}{_instead(module)}"
         )
     return found
 

@@ -50,8 +50,12 @@ def run(options: argparse.Namespace) -> Exit:
     )
     queues, _ = parse_queues(options.queues.split(",") if options.queues else [app.queue])
     orchestrator = Orchestrator(app, queues)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: orchestrator.stop())
+
+    def stop(number: int, _frame: object) -> None:
+        orchestrator.stop()
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     check_server(app)
     log.info("beat of %s: %s on %s", app.name, ", ".join(queues), describe_server(app))
     with app:

@@ -45,7 +45,7 @@ def make_parser() -> Parser:
     add_app(parser)
     parser.add_argument("task", metavar="TASK", help="a task's name, or its last part")
     parser.add_argument(
-        "words", metavar="ARG", nargs="*", help="what to pass to it: ARG or NAME=ARG"
+        "words", metavar="ARG", nargs="*", default=[], help="what to pass to it: ARG or NAME=ARG"
     )
     parser.add_argument(
         "--wait",

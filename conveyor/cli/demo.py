@@ -17,7 +17,7 @@ from conveyor.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 _DESCRIPTION = """\
 Parses every Python file of the standard library in the children of a worker, on an embedded server
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> Exit:
 
 
 @contextmanager
-def _private_server() -> Iterator[None]:
+def _private_server() -> Generator[None]:
     """An embedded server for the app that is created meanwhile; nothing is left of it."""
     with tempfile.TemporaryDirectory(prefix="conveyor-demo-") as name:
         os.environ["CONVEYOR_BROKER"] = f"embedded://{name}"

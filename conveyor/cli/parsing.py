@@ -56,13 +56,21 @@ class Parser(argparse.ArgumentParser):
             ConfigurationError: They do not fit.
         """
         found, unknown = self.parse_known_intermixed_args(list(arguments))
+        self.refuse(unknown)
+        return found
+
+    def refuse(self, unknown: Sequence[str]) -> None:
+        """Says of the first argument that has no meaning what may have been meant.
+
+        Raises:
+            ConfigurationError: There is one.
+        """
         for argument in unknown:
             if argument.startswith("-"):
                 option = argument.partition("=")[0]
                 meant = nearest(option, self._option_string_actions)
                 self.error(f"there is no option {option}: did you mean {meant}?")
             self.error(f"{argument!r} is one argument too many")
-        return found
 
     def error(self, message: str) -> NoReturn:
         """Says in one line what is wrong and where to read on."""

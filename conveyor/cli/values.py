@@ -8,13 +8,12 @@ import math
 from dataclasses import fields, is_dataclass
 from datetime import date, datetime, time, timedelta
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from conveyor.codec import Opaque
 from conveyor.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 
 def read_arguments(words: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
@@ -70,20 +69,16 @@ def _lowered(value: Any) -> Any:
             return value
         case float():
             return value if math.isfinite(value) else str(value)
-        case dict():
-            items: Iterable[tuple[Any, Any]] = value.items()
-            return {_key(key): _lowered(item) for key, item in items}
         case bytes():
             return base64.b64encode(value).decode()
-        case list() | tuple() | set() | frozenset():
-            members: Iterable[Any] = value
-            return [_lowered(member) for member in members]
         case datetime() | date() | time():
             return value.isoformat()
         case timedelta():
             return value.total_seconds()
-        case Opaque():
-            return {"type": value.type, "value": _lowered(value.value)}
+        case dict():
+            return {_key(key): _lowered(value[key]) for key in cast("Iterable[Any]", value)}
+        case list() | tuple() | set() | frozenset():
+            return [_lowered(member) for member in cast("Iterable[Any]", value)]
         case _ if is_dataclass(value):
             return {field.name: _lowered(getattr(value, field.name)) for field in fields(value)}
         case _:

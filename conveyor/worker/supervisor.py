@@ -17,6 +17,7 @@ import logging
 import os
 import random
 import selectors
+import threading
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -74,6 +75,7 @@ class Supervisor:
         self.plan = plan
         self.selector = selectors.DefaultSelector()
         self.paused = False
+        self.forked = threading.Event()
         self._settings = client.settings
         self._broker = client.broker
         self._definitions = {name.encode(): task.definition for name, task in tasks.items()}
@@ -102,6 +104,7 @@ class Supervisor:
         """Works until a shutdown is done, or in burst mode until the queues are empty."""
         self._open()
         self._pool.fill(time.monotonic())
+        self.forked.set()
         while not self._finished():
             self._turn()
             for key, _ in self.selector.select(self._pause()):

@@ -85,20 +85,20 @@ class Worker:
         On the main thread INT or TERM once ends it warmly, INT twice or QUIT at once, and USR1
         prints what each child is running.
         """
-        with self._wake_read, self._wake_write:
-            supervisor = Supervisor(self.app.client, self.app.tasks, self.plan)
-            supervisor.selector.register(
-                self._wake_read, selectors.EVENT_READ, lambda: self._act(supervisor)
-            )
-            if threading.current_thread() is threading.main_thread():
-                self._run_with_signals(supervisor)
-            else:
-                supervisor.run()
+        self._work(self._supervisor())
 
     def start(self) -> None:
-        """Works on a thread of its own, until `shutdown`."""
-        self._thread = threading.Thread(target=self.run, name="conveyor-worker", daemon=True)
+        """Works on a thread of its own, until `shutdown`; returns once the children are forked.
+
+        A fork copies whatever other threads have open at that moment, so it is better done before
+        they go on.
+        """
+        supervisor = self._supervisor()
+        self._thread = threading.Thread(
+            target=self._work, args=(supervisor,), name="conveyor-worker", daemon=True
+        )
         self._thread.start()
+        supervisor.forked.wait()
 
     def pause(self) -> None:
         """Takes no new tasks; what runs goes on."""
@@ -127,6 +127,23 @@ class Worker:
                 lambda: self._on_signals(supervisor, signals.read()),
             )
             supervisor.run()
+
+    def _supervisor(self) -> Supervisor:
+        supervisor = Supervisor(self.app.client, self.app.tasks, self.plan)
+        supervisor.selector.register(
+            self._wake_read, selectors.EVENT_READ, lambda: self._act(supervisor)
+        )
+        return supervisor
+
+    def _work(self, supervisor: Supervisor) -> None:
+        with self._wake_read, self._wake_write:
+            try:
+                if threading.current_thread() is threading.main_thread():
+                    self._run_with_signals(supervisor)
+                else:
+                    supervisor.run()
+            finally:
+                supervisor.forked.set()
 
     def _kill(self, supervisor: Supervisor) -> None:
         self.killed = True

@@ -1,39 +1,51 @@
-"""An app for servers that are several, what any of them must do, and a worker of it as a process.
+"""An app on servers that are several: its worker as a process, and callers in full swing.
 
-    with FarWorker(cluster.url, "shop", ["high", "low"]) as worker, far_app(cluster.url, "shop") as app:
-        assert call(app, "add", 1, 2).delay().wait(10) == 3
+    with FarWorker(cluster.url, "shop", ["default"]), Rush(cluster.url, "shop", ["default"]) as rush:
+        cluster.failover(slot)
+    rush.check()
 
 Run as a program, this file is the worker.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
+import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+from servers import wait_until
 from workers import ROOT, Running
 
-from conveyor import Context, Conveyor
+from conveyor import BrokerUnavailable, Context, Conveyor, constant
 from conveyor.broker import commands
 from conveyor.worker.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from conveyor import Call
+    from servers import Server
 
-#: Seconds that anything here may take: long enough for any failover, so only what hangs fails.
-DEADLINE = 40.0
-#: Seconds of silence after which the tasks here are stalled: less than a failover takes.
-STALL = 2.0
+    from conveyor import Call, TaskResult
+    from conveyor.broker.commands import QueueStatus
+
+#: Seconds that anything here may take: only what hangs takes as long.
+DEADLINE = 30.0
+#: The stall timeout of every task here: shorter than a failover takes.
+STALL = 1.5
+#: Seconds between two calls of a producer, so that it does not take the processor from the rest.
+_BETWEEN = 0.002
 
 
 def far_app(broker: Any, namespace: str) -> Conveyor:
-    """The app; every test has a namespace of its own."""
+    """The app; each test has a namespace of its own."""
     app = Conveyor("far", broker=broker, namespace=namespace, stall_timeout=STALL)
 
     @app.task(name="add")
@@ -49,10 +61,10 @@ def far_app(broker: Any, namespace: str) -> Conveyor:
         time.sleep(seconds)
         return seconds
 
-    @app.task(name="third_time", bind=True, error_retry_limit=2, backoff="constant")
+    @app.task(name="third_time", bind=True, error_retry_limit=2, backoff=constant(0.01))
     def third_time(context: Context) -> int:
         if context.fence < 3:
-            context.retry(delay=0.01)
+            raise ValueError("not yet")
         return context.fence
 
     return app
@@ -61,6 +73,20 @@ def far_app(broker: Any, namespace: str) -> Conveyor:
 def call(app: Conveyor, task: str, *args: object) -> Call[Any]:
     """One call of one of the app's tasks."""
     return app.tasks[task].call(*args)
+
+
+def status_of(app: Conveyor, queue: str) -> QueueStatus:
+    """What the server says of a queue."""
+    broker = app.client.broker
+    return broker.run(commands.status(broker.keys(queue)))
+
+
+def replicate(primary: Server, app: Conveyor, queue: str) -> None:
+    """Return once the replica has all that the queue's primary has taken so far."""
+    with primary.client() as client:
+        # WAIT is about the writes of its own connection, and so about all that came before them.
+        client.set(app.client.broker.keys(queue).prefix + "test", "")
+        assert client.execute_command("WAIT", 1, round(DEADLINE * 1000)) == 1
 
 
 class FarWorker(Running):
@@ -74,11 +100,13 @@ class FarWorker(Running):
 
     def __init__(self, url: str, namespace: str, queues: Sequence[str]) -> None:
         tests = Path(__file__).parent.parent
-        path = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, tests)))}
-        super().__init__(__file__, url, namespace, *queues, cwd=tests, env=path)
+        path = os.pathsep.join(map(str, (ROOT, tests)))
+        super().__init__(
+            __file__, url, namespace, *queues, cwd=tests, env={"PYTHONPATH": path}
+        )
         try:
             with far_app(url, namespace) as app:
-                self._until(lambda: self._serves(app, queues), "the worker up", DEADLINE)
+                wait_until(lambda: self._serves(app, queues), "the worker up", seconds=DEADLINE)
         except BaseException:
             self.close()
             raise
@@ -86,11 +114,125 @@ class FarWorker(Running):
     def _serves(self, app: Conveyor, queues: Sequence[str]) -> bool:
         if not self.alive:
             raise RuntimeError(f"the worker ended before it was up:\n{self.output}")
-        broker = app.client.broker
-        return all(broker.run(commands.status(broker.keys(queue))).workers for queue in queues)
+        return all(status_of(app, queue).workers for queue in queues)
+
+
+class Rush:
+    """Sync and async callers that send without end, and waits for tasks that run meanwhile.
+
+    Args:
+        url: Of the servers.
+        namespace: Whose queues.
+        queues: Names; a worker serves them.
+
+    Attributes:
+        app: The sync callers' app.
+        refused: Calls that raised `BrokerUnavailable`: each was sent or was not.
+    """
+
+    def __init__(self, url: str, namespace: str, queues: Sequence[str]) -> None:
+        self.app, self._aapp = far_app(url, namespace), far_app(url, namespace)
+        self.refused = 0
+        self._queues = queues
+        self._numbers = count()
+        self._sent: list[tuple[str, str, int]] = []
+        self._stopping = threading.Event()
+        self._turns = (threading.Lock(), threading.Lock())
+        self._naps = [
+            self.app.tasks["nap"].options(queue=queue).delay(0.05)
+            for queue in queues
+            for _ in range(40 // len(queues))
+        ]
+        self._threads = ThreadPoolExecutor(len(self._naps) + 3)
+        self._producers: list[Future[None]] = []
+        self._waits: list[Future[Any]] = []
+
+    def __enter__(self) -> Self:
+        """Begins."""
+        self._waits = [self._threads.submit(nap.wait, DEADLINE) for nap in self._naps[::2]]
+        self._producers = [
+            self._threads.submit(self._produce),
+            self._threads.submit(asyncio.run, self._aproduce()),
+        ]
+        wait_until(lambda: self.sent > 100, "callers in full swing", seconds=DEADLINE)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Sends no more; waits go on."""
+        self._stopping.set()
+        for producer in self._producers:
+            producer.result(DEADLINE)
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Nothing is sent meanwhile, and no call is under way."""
+        with ExitStack() as stack:
+            for turn in self._turns:
+                stack.enter_context(turn)
+            yield
+
+    @property
+    def sent(self) -> int:
+        """How many calls have returned so far."""
+        return len(self._sent)
+
+    def check(self) -> None:
+        """Every call that returned has its result, every wait ended, and nothing is left over."""
+        for wait in self._waits:
+            assert wait.result(DEADLINE) is not None
+        for queue, task_id, expected in self._sent:
+            assert self.app.result(task_id, queue).wait(DEADLINE) == expected
+        known = len(self._sent) + len(self._naps)
+        found = [status_of(self.app, queue) for queue in self._queues]
+        assert not any(one.failed or one.cancelled or one.parked for one in found)
+        wait_until(self._drained, "queues empty", seconds=DEADLINE)
+        ended = sum(status_of(self.app, queue).success for queue in self._queues)
+        assert known <= ended <= known + self.refused
+        self.app.close()
+        self._threads.shutdown()
+
+    def _drained(self) -> bool:
+        found = [status_of(self.app, queue) for queue in self._queues]
+        return not any(one.queued or one.processing or one.scheduled for one in found)
+
+    def _next(self, app: Conveyor) -> tuple[int, Call[int]]:
+        number = next(self._numbers)
+        queue = self._queues[number % len(self._queues)]
+        task = app.tasks[("add", "aadd")[number // 2 % 2]]
+        return number, task.options(queue=queue).call(number, 1)
+
+    def _produce(self) -> None:
+        while not self._stopping.wait(_BETWEEN):
+            with self._turns[0]:
+                number, one = self._next(self.app)
+                try:
+                    self._note(number, one.delay())
+                except BrokerUnavailable:
+                    self.refused += 1
+
+    async def _aproduce(self) -> None:
+        async with self._aapp as app:
+            awaited = [self._await(app.result(nap.id, nap.queue)) for nap in self._naps[1::2]]
+            waits = asyncio.gather(*awaited)
+            while not self._stopping.is_set():
+                await asyncio.sleep(_BETWEEN)
+                with self._turns[1]:
+                    number, one = self._next(app)
+                    try:
+                        self._note(number, await one.adelay())
+                    except BrokerUnavailable:
+                        self.refused += 1
+            async with asyncio.timeout(DEADLINE):
+                await waits
+
+    async def _await(self, result: TaskResult[Any]) -> Any:
+        return await result
+
+    def _note(self, number: int, result: TaskResult[int]) -> None:
+        self._sent.append((result.queue, result.id, number + 1))
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=os.environ.get("LEVEL","INFO"), format="%(asctime)s %(name)s %(message)s")
+    logging.basicConfig(level="INFO", format="%(asctime)s %(name)s %(message)s")
     url, namespace, *names = sys.argv[1:]
     Worker(far_app(url, namespace), names, concurrency=2).run()
