@@ -59,7 +59,10 @@ class CoreCalls:
         assert record.error_retries == 2
 
     def test_a_task_is_cancelled(self, app: Conveyor) -> None:
-        scheduled, running = call(app, "add", 1, 2).schedule(after=600), call(app, "nap", 60).delay()
+        scheduled, running = (
+            call(app, "add", 1, 2).schedule(after=600),
+            call(app, "nap", 60).delay(),
+        )
         assert scheduled.cancel()
         while running.status is not TaskStatus.PROCESSING:
             time.sleep(0.01)

@@ -21,6 +21,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import pytest
 from servers import wait_until
 from workers import ROOT, Running
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 DEADLINE = 30.0
 #: The stall timeout of every task here: shorter than a failover takes.
 STALL = 1.5
+#: Seconds within which a caller is promised to hear that its servers are down.
+PROMISED = 5.0
 #: Seconds between two calls of a producer, so that it does not take the processor from the rest.
 _BETWEEN = 0.002
 
@@ -89,6 +92,34 @@ def replicate(primary: Server, app: Conveyor, queue: str) -> None:
         assert client.execute_command("WAIT", 1, round(DEADLINE * 1000)) == 1
 
 
+def refusal(app: Conveyor) -> str:
+    """How a caller is told that its servers cannot be used: in time, and in one line."""
+    began = time.monotonic()
+    with pytest.raises(BrokerUnavailable) as caught:
+        call(app, "add", 1, 2).delay()
+    return _checked(str(caught.value), app, began)
+
+
+def arefusal(app: Conveyor) -> str:
+    """The same of an async caller."""
+
+    async def main() -> str:
+        async with app:
+            began = time.monotonic()
+            with pytest.raises(BrokerUnavailable) as caught:
+                await call(app, "add", 1, 2).adelay()
+            return _checked(str(caught.value), app, began)
+
+    return asyncio.run(main())
+
+
+def _checked(text: str, app: Conveyor, began: float) -> str:
+    assert time.monotonic() - began < PROMISED
+    assert "\n" not in text
+    assert app.client.broker.server.address in text
+    return text
+
+
 class FarWorker(Running):
     """A worker of the app, up once it is created.
 
@@ -101,9 +132,7 @@ class FarWorker(Running):
     def __init__(self, url: str, namespace: str, queues: Sequence[str]) -> None:
         tests = Path(__file__).parent.parent
         path = os.pathsep.join(map(str, (ROOT, tests)))
-        super().__init__(
-            __file__, url, namespace, *queues, cwd=tests, env={"PYTHONPATH": path}
-        )
+        super().__init__(__file__, url, namespace, *queues, cwd=tests, env={"PYTHONPATH": path})
         try:
             with far_app(url, namespace) as app:
                 wait_until(lambda: self._serves(app, queues), "the worker up", seconds=DEADLINE)
@@ -154,7 +183,7 @@ class Rush:
             self._threads.submit(self._produce),
             self._threads.submit(asyncio.run, self._aproduce()),
         ]
-        wait_until(lambda: self.sent > 100, "callers in full swing", seconds=DEADLINE)
+        self.go_on()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -171,10 +200,12 @@ class Rush:
                 stack.enter_context(turn)
             yield
 
-    @property
-    def sent(self) -> int:
-        """How many calls have returned so far."""
-        return len(self._sent)
+    def go_on(self) -> None:
+        """Return when as many calls again have returned, and so the servers take them."""
+        before = len(self._sent)
+        wait_until(
+            lambda: len(self._sent) > before + 100, "calls returning again", seconds=DEADLINE
+        )
 
     def check(self) -> None:
         """Every call that returned has its result, every wait ended, and nothing is left over."""

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
 from core import CoreCalls
-from far import DEADLINE, STALL, FarWorker, Rush, call, far_app, replicate
+from far import (
+    DEADLINE,
+    STALL,
+    FarWorker,
+    Rush,
+    arefusal,
+    call,
+    far_app,
+    refusal,
+    replicate,
+)
 from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
 from redis.crc import key_slot
 from servers import LOOPBACK, Cluster, wait_until
 
-from conveyor import BrokerUnavailable
+from conveyor import BrokerUnavailable, WaitTimeout
 from conveyor.broker.keys import QueueKeys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from servers import Server
 
-    from conveyor import Conveyor
-
-#: Seconds within which a caller must hear that its servers are down.
-PROMISED = 5.0
+    from conveyor import Conveyor, TaskResult
 
 
 @pytest.fixture(scope="module")
@@ -85,48 +90,125 @@ def test_a_slot_moves_in_mid_run(cluster: Cluster, *, atomic: bool) -> None:
         with Rush(cluster.url, namespace, ["default"]) as rush:
             for target in targets:
                 cluster.migrate_slot(slot, target, atomic=atomic)
-                _go_on(rush)
+                rush.go_on()
         rush.check()
 
 
 def test_a_slot_moves_slowly(cluster: Cluster) -> None:
-    """For longer than callers are patient and leases last, the slot is half on either node."""
+    """It is half on either node for longer than callers are patient and leases last."""
     slot = _slot("slow")
     source = cluster.node_of_slot(slot)
     target = next(node for node in cluster.nodes if node is not source)
     with FarWorker(cluster.url, "slow", ["default"]), far_app(cluster.url, "slow") as app:
-        results = app.map([call(app, "nap", 0.2)] * 20 + [call(app, "nap", 4 * STALL)])
-        _begin_to_move(slot, source, target, keys=10)
-        for _ in range(2):
-            assert _refusal(app) == "redirected too often, as while the slot is being moved"
+        long = call(app, "nap", 5 * STALL).delay()
+        results = [long, *app.map([call(app, "nap", 0.1)] * 20)]
+        _begin_to_move(slot, source, target)
+        assert "redirected too often" in refusal(app)
+        assert "redirected too often" in arefusal(far_app(cluster.url, "slow"))
         cluster.migrate_slot(slot, target)
-        assert call(app, "add", 1, 2).delay().wait(DEADLINE) == 3
+        results.append(call(app, "nap", 0.1).delay())
         for result in results:
             assert result.wait(DEADLINE)
-            record = result.task()
-            assert record is not None
-            assert (record.stall_retries, len(record.attempts)) == (0, 1)
+        assert _runs(long) == (1, 0)
+
+
+def test_a_slot_that_nobody_had(cluster: Cluster) -> None:
+    slot = _slot("homeless")
+    node = cluster.node_of_slot(slot)
+    with far_app(cluster.url, "homeless") as app:
+        first = call(app, "add", 1, 2).delay()
+        for one in cluster.nodes:
+            one.call("CLUSTER", "DELSLOTS", slot)
+        assert "slot" in refusal(app).lower()
+        node.call("CLUSTER", "ADDSLOTS", slot)
+        cluster.migrate_slot(slot, node)
+        wait_until(lambda: first.task() is not None, "found again", seconds=DEADLINE)
 
 
 def test_a_primary_dies_in_mid_run() -> None:
-    """What is acknowledged before it is replicated may be lost: hence the pause, see below."""
     with (
         Cluster(replicas=1) as cluster,
         FarWorker(cluster.url, "dying", ["default"]),
         far_app(cluster.url, "dying") as app,
     ):
         slot = _slot("dying")
-        long = call(app, "nap", 6 * STALL).delay()
+        primary = cluster.node_of_slot(slot)
+        long = call(app, "nap", 4 * STALL).delay()
         with Rush(cluster.url, "dying", ["default"]) as rush:
-            # A cluster acknowledges before it replicates, so the last calls before a death may be
-            # lost with the primary. Here the last ones have arrived when it is killed.
+            # A primary answers before its replica has the call: the last calls may die with it.
+            # So callers pause until all has arrived, and only those that meet a dead server raise.
             with rush.pause():
-                replicate(cluster.node_of_slot(slot), app, "default")
-                cluster.node_of_slot(slot).kill()
-            cluster.failover(slot)
-            _go_on(rush)
+                replicate(primary, app, "default")
+                primary.kill()
+            wait_until(
+                lambda: cluster.node_of_slot(slot).alive, "a replica took over", seconds=DEADLINE
+            )
+            rush.go_on()
         rush.check()
-        assert long.wait(DEADLINE) == 6 * STALL
-        record = long.task()
-        assert record is not None
-        assert (record.stall_retries, len(record.attempts)) == (0, 1)
+        assert long.wait(DEADLINE)
+        assert _runs(long) == (1, 0)
+
+
+def test_all_nodes_are_down() -> None:
+    with (
+        Cluster() as cluster,
+        FarWorker(cluster.url, "down", ["default"]) as worker,
+        far_app(cluster.url, "down") as app,
+    ):
+        assert call(app, "add", 1, 2).delay().wait(DEADLINE) == 3
+        url = cluster.url
+        for node in cluster.nodes:
+            node.kill()
+        assert "refused" in refusal(app)
+        assert "refused" in refusal(far_app(url, "down"))
+        assert "Connect call failed" in arefusal(far_app(url, "down"))
+        for node in cluster.nodes:
+            node.restart()
+        wait_until(lambda: _answers(app), "the worker and its caller back", seconds=DEADLINE)
+        assert worker.output.count("cannot reach") == 2
+
+
+def _queues_on_each(cluster: Cluster, namespace: str) -> list[str]:
+    """Names of queues, one on each node."""
+    found: dict[int, str] = {}
+    for number in count():
+        node = cluster.node_of_slot(_slot(namespace, f"q{number}"))
+        found.setdefault(node.port, f"q{number}")
+        if len(found) == len(cluster.nodes):
+            return list(found.values())
+    raise AssertionError
+
+
+def _slot(namespace: str, queue: str = "default") -> int:
+    return key_slot(QueueKeys(namespace, queue).memory.encode())
+
+
+def _connections(node: Server) -> tuple[int, int]:
+    """A node's clients, but for the one that asks: those that do not block, and those that do."""
+    clients = [
+        dict(field.split("=", 1) for field in line.split())
+        for line in node.call("CLIENT", "LIST", "TYPE", "normal").splitlines()
+    ]
+    blocked = sum("b" in client["flags"] for client in clients)
+    return len(clients) - blocked - 1, blocked
+
+
+def _begin_to_move(slot: int, source: Server, target: Server) -> None:
+    target.call("CLUSTER", "SETSLOT", slot, "IMPORTING", source.call("CLUSTER", "MYID"))
+    source.call("CLUSTER", "SETSLOT", slot, "MIGRATING", target.call("CLUSTER", "MYID"))
+    keys = source.call("CLUSTER", "GETKEYSINSLOT", slot, 10)
+    source.call("MIGRATE", LOOPBACK, target.port, "", 0, 5000, "KEYS", *keys)
+
+
+def _runs(result: TaskResult[Any]) -> tuple[int, int]:
+    """How often a task was begun, and how often it was taken for stalled."""
+    record = result.task()
+    assert record is not None
+    return len(record.attempts), record.stall_retries
+
+
+def _answers(app: Conveyor) -> bool:
+    try:
+        return bool(call(app, "add", 1, 2).delay().wait(1) == 3)
+    except (BrokerUnavailable, WaitTimeout):
+        return False
