@@ -17,7 +17,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 def expected_output(source: str) -> str:
     """The indented lines that an example's docstring ends with."""
-    text = ast.get_docstring(ast.parse(source)) or ""
+    text = (ast.get_docstring(ast.parse(source), clean=False) or "").rstrip()
     block = re.search(r"(?:^    .*\n?)+\Z", text, re.MULTILINE)
     assert block, "the docstring ends with what the example prints, indented by four"
     return "\n".join(line[4:] for line in block[0].splitlines())
