@@ -1,7 +1,9 @@
 """Tasks that run later, at a moment or after a while, and one that is called off in time.
 
-now, soon, later
-called off: cancelled
+It prints:
+
+    now, soon, later
+    called off: cancelled
 """
 
 from __future__ import annotations
