@@ -245,5 +245,5 @@ def recovery(kill: Kill, records: Sequence[TaskRecord]) -> str:
     queued = (lost.ended_at - kill.moment).total_seconds() * 1000
     begun = (repeated.started_at - kill.moment).total_seconds() * 1000
     return (
-        f"queued again after {queued:.0f} ms, behind the others; begun again after {begun:.0f} ms"
+        f"queued again after {queued:.0f} ms, begun again after {begun:.0f} ms"
     )

@@ -90,6 +90,10 @@ class TaskFailed(ConveyorError):
         super().__init__(message)
         self.record = record
 
+    def __reduce__(self) -> tuple[type[TaskFailed], tuple[str, TaskRecord]]:
+        # Without it one raised in a process pool breaks the pool.
+        return type(self), (str(self), self.record)
+
 
 class TaskCancelled(ConveyorError):
     """The task was cancelled."""

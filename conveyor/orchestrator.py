@@ -24,7 +24,7 @@ from conveyor.broker.keys import check_name
 from conveyor.broker.link import Link
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from conveyor.app import Conveyor
     from conveyor.broker.commands import Maintained
@@ -44,10 +44,12 @@ class Clock:
 
     Args:
         keys: The queue's.
+        on_moved: Called when something has been moved: there may be work.
     """
 
-    def __init__(self, keys: QueueKeys) -> None:
+    def __init__(self, keys: QueueKeys, on_moved: Callable[[], None] | None = None) -> None:
         self.keys = keys
+        self._on_moved = on_moved
         self.due = 0.0
         self._asked = False
         self._rung = False
@@ -81,6 +83,8 @@ class Clock:
             self.due = now + min(wait, RECHECK)
         if answer is not None and answer.moved:
             log.debug("%s: moved %d that had come due", self.keys.queue, answer.moved)
+            if self._on_moved is not None:
+                self._on_moved()
 
 
 class Orchestrator:

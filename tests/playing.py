@@ -1,8 +1,8 @@
 """What tests of callers need of a worker: one task ended by hand, or all of them in a thread.
 
-    end(app, "success", 3)              # claims the next task and ends it
-    with Player(app):                   # runs the app's tasks, one after the other
-        assert add.delay(1, 2).wait(10) == 3
+end(app, "success", 3)              # claims the next task and ends it
+with Player(app):                   # runs the app's tasks, one after the other
+    assert add.delay(1, 2).wait(10) == 3
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def test_records_are_kept_as_long_as_was_said(app: Conveyor) -> None:
         ({"retain_success": 60}, "success", "ok"),
         ({"retain_failed": timedelta(seconds=60)}, "fatal", "failed"),
     ):
-        result = task.options(**options).delay(1)  # type: ignore[arg-type]
+        result = task.options(**options).delay(1)
         end(app, outcome, 1 if outcome == "success" else b"\x93\xa1E\xa1m\xa0")
         record = result.task()
         assert record is not None
@@ -209,7 +209,7 @@ def test_an_id_with_other_arguments_is_a_conflict(app: Conveyor) -> None:
     task.delay(1, 2)
     for arguments in ((1, 3), (1,), (1, 2.5), ("1", 2)):
         with pytest.raises(IdConflict) as caught:
-            task.delay(*arguments)  # type: ignore[arg-type]
+            task.delay(*arguments)
         assert str(caught.value) == (
             "task id 'once' on queue 'default' belongs to a test_options.add"
             " with other arguments: use another id"

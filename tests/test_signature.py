@@ -15,6 +15,7 @@ from conveyor.signature import Signature, annotated_types
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
     from somewhere import Missing  # type: ignore[import-not-found]
 
 
@@ -112,7 +113,7 @@ def test_annotations_name_the_types_that_travel() -> None:
 
 
 def test_an_annotation_that_cannot_be_resolved_names_none() -> None:
-    def draw(point: Point, missing: Missing, wrong: "no such thing" = 1) -> Color:  # type: ignore[valid-type]  # noqa: F722, UP037
+    def draw(point: Point, missing: Missing, wrong: "no such thing" = 1) -> Color:  # type: ignore[valid-type]  # noqa: F722
         raise NotImplementedError
 
     assert annotated_types(draw) == {Point, Color}

@@ -13,7 +13,9 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
+from redis.asyncio.sentinel import MasterNotFoundError as AsyncMasterNotFoundError
 from redis.exceptions import ClusterError, NoScriptError, OutOfMemoryError
+from redis.sentinel import MasterNotFoundError
 
 from conveyor.broker.connect import TRANSIENT, Server
 from conveyor.broker.keys import QueueKeys, known_queues
@@ -148,4 +150,9 @@ def unavailable(server: Server, error: Exception) -> BrokerUnavailable:
 def _cause(error: Exception) -> str:
     if type(error) is ClusterError:
         return "redirected too often, as while the slot is being moved to another node"
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    if isinstance(error, MasterNotFoundError | AsyncMasterNotFoundError):
+        # What follows are the sentinels' connections with all their arguments.
+        text, _, failures = text.partition(" : ")
+        text += ", for not every sentinel answers" * bool(failures)
+    return text

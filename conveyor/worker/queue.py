@@ -11,7 +11,7 @@ from conveyor.orchestrator import BLOCK, Clock
 from conveyor.worker.job import ASYNC, SYNC, Job
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from conveyor.broker.keys import QueueKeys
     from conveyor.broker.link import Link
@@ -33,11 +33,28 @@ class WorkerQueue:
         self.index = index
         self.keys = keys
         self.mailbox = keys.marker(mailbox)
-        self.clock = Clock(keys)
+        self.clock = Clock(keys, self.expect_work)
         self.has_work = {SYNC: True, ASYNC: True}
+        self.rings = 0
         self.calls = 0
         self.pending: deque[tuple[Job, Settlement]] = deque()
         self.link: Link
+
+    def expect_work(self, *lanes: str) -> None:
+        """Has lanes claim again: both, or those given."""
+        self.rings += 1
+        self.has_work.update(dict.fromkeys(lanes or (SYNC, ASYNC), True))
+
+    def note_left(self, lanes: Iterable[str], left: bytes, rings: int) -> None:
+        """Takes note of which of the lanes that claimed have work left.
+
+        Args:
+            lanes: That claimed.
+            left: As answered.
+            rings: Of when the claim was sent: what was heard of since may be newer than the answer.
+        """
+        for lane in lanes:
+            self.has_work[lane] = lane.encode() in left or self.rings != rings
 
     def settle(self, job: Job, outcome: str, data: bytes = b"", delay_ms: int = 0) -> None:
         """Has a lease ended with the next call."""
@@ -133,7 +150,7 @@ class Bell:
         self._quiet_since = time.monotonic()
         if not popped:
             if not self._beat and not self._called_back:
-                self._expect_work()
+                self._look_for_work()
             return
         queue, meaning = self._meaning[popped[0].decode()]
         if meaning == "due":
@@ -141,10 +158,10 @@ class Bell:
         else:
             self._heard(queue, meaning, popped[1])
 
-    def _expect_work(self) -> None:
+    def _look_for_work(self) -> None:
         """Where there may be no orchestrator, only a claim moves what has come due."""
         for queue in self._queues:
-            queue.has_work = dict.fromkeys(queue.has_work, True)
+            queue.expect_work()
 
     def _learn(self, client_id: int | None) -> None:
         self._client_id = client_id

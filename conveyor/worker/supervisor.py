@@ -175,7 +175,7 @@ class Supervisor:
         """On a new connection nothing of what was known about the server holds."""
         self._held.leases.make_all_due(time.monotonic())
         for queue in queues:
-            queue.has_work = {SYNC: True, ASYNC: True}
+            queue.expect_work()
             queue.clock.ring()
             link.send_first(self._hello(queue), lambda _: None)
 
@@ -373,7 +373,7 @@ class Supervisor:
             keep_success=int(min(self._settings.retain_success_count, 2**53)),
             park_ms=round(min(self._settings.unknown_task_grace, 1e9) * 1000),
         )
-        link.send(command, lambda answer: self._on_settled(queue, asked, now, answer))
+        link.send(command, functools.partial(self._on_settled, queue, asked, now, queue.rings))
 
     def _choose(self, queues: Sequence[WorkerQueue], lane: str) -> WorkerQueue | None:
         """The queue to claim from: the first with work, or one drawn by weight."""
@@ -383,15 +383,18 @@ class Supervisor:
         return random.choices(with_work, [self.plan.weights[queue.index] for queue in with_work])[0]
 
     def _on_settled(
-        self, queue: WorkerQueue, asked: dict[str, int], sent_at: float, answer: Settled | None
+        self,
+        queue: WorkerQueue,
+        asked: dict[str, int],
+        sent_at: float,
+        rings: int,
+        answer: Settled | None,
     ) -> None:
         for lane, want in asked.items():
             self._claiming[lane] -= want
         if answer is None:
             return
-        for lane, want in asked.items():
-            if want:
-                queue.has_work[lane] = lane.encode() in answer.left
+        queue.note_left([lane for lane, want in asked.items() if want], answer.left, rings)
         claimed = answer.claimed
         for i in range(0, len(claimed), 2):
             self._held.take(queue, claimed[i], claimed[i + 1], sent_at)
@@ -428,7 +431,7 @@ class Supervisor:
             if job is not None:
                 self._cancel(job)
             return
-        queue.has_work[meaning] = True
+        queue.expect_work(meaning)
         if self._wanted(meaning) == 0:
             # It woke this worker, which has no room any more: somebody else may have.
             queue.link.send(("ZADD", queue.keys.marker(meaning), 0, "ready"), lambda _: None)

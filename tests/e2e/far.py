@@ -1,8 +1,9 @@
 """An app on servers that are several: its worker as a process, and callers in full swing.
 
-    with FarWorker(cluster.url, "shop", ["default"]), Rush(cluster.url, "shop", ["default"]) as rush:
-        cluster.failover(slot)
-    rush.check()
+    with FarWorker(cluster.url, "shop", ["default"]):
+        with Rush(cluster.url, "shop", ["default"]) as rush:
+            cluster.failover(slot)
+        rush.check()
 
 Run as a program, this file is the worker.
 """
@@ -25,7 +26,7 @@ import pytest
 from servers import wait_until
 from workers import ROOT, Running
 
-from conveyor import BrokerUnavailable, Context, Conveyor, constant
+from conveyor import BrokerUnavailable, Context, Conveyor, WaitTimeout, constant
 from conveyor.broker import commands
 from conveyor.worker.worker import Worker
 
@@ -82,6 +83,21 @@ def status_of(app: Conveyor, queue: str) -> QueueStatus:
     """What the server says of a queue."""
     broker = app.client.broker
     return broker.run(commands.status(broker.keys(queue)))
+
+
+def runs(result: TaskResult[Any]) -> tuple[int, int]:
+    """How often a task was begun, and how often it was taken for stalled."""
+    record = result.task()
+    assert record is not None
+    return len(record.attempts), record.stall_retries
+
+
+def answers(app: Conveyor) -> bool:
+    """Whether a call goes through its servers and a worker."""
+    try:
+        return bool(call(app, "add", 1, 2).delay().wait(1) == 3)
+    except (BrokerUnavailable, WaitTimeout):
+        return False
 
 
 def replicate(primary: Server, app: Conveyor, queue: str) -> None:
@@ -156,6 +172,7 @@ class Rush:
 
     Attributes:
         app: The sync callers' app.
+        long: A task that runs from the beginning, for longer than a failover takes.
         refused: Calls that raised `BrokerUnavailable`: each was sent or was not.
     """
 
@@ -172,6 +189,8 @@ class Rush:
             for queue in queues
             for _ in range(40 // len(queues))
         ]
+        self.long = self.app.tasks["nap"].options(queue=queues[0]).delay(4 * STALL)
+        self._naps.append(self.long)
         self._threads = ThreadPoolExecutor(len(self._naps) + 3)
         self._producers: list[Future[None]] = []
         self._waits: list[Future[Any]] = []

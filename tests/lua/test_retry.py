@@ -101,21 +101,26 @@ def test_a_retry_without_delay_goes_to_the_tail(engine: Engine, worker: Worker) 
     assert engine.markers() == {"r"}
 
 
-def test_the_first_stall_runs_again_at_once_at_the_tail_and_later_ones_wait(
+def test_after_the_first_stall_a_task_is_next_in_line_and_after_later_ones_it_waits(
     engine: Engine, worker: Worker
 ) -> None:
     engine.put("a", stall_retry_limit=UNLIMITED)
+    (lease,) = worker.claim()
     engine.put("b")
-    worker.run("a", "stall", STALLED)
-    assert engine.ready() == ["b", "a"]
-    worker.run("b", "success")
+    worker.end(lease, "stall", STALLED)
+    assert engine.ready() == ["a", "b"]
+    (lease, good) = worker.claim(2)
+    worker.end(good, "success")
+    worker.end(lease, "stall", STALLED)
+    assert engine.score("s", "a") == engine.now_ms + 1000
+    engine.advance(60)
     delays: list[int] = []
     for _ in range(9):
         (lease,) = worker.claim()
         worker.end(lease, "stall", STALLED)
         delays.append((engine.score("s", "a") or 0) - engine.now_ms)
         engine.advance(60)
-    assert delays == [1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000, 60000]
+    assert delays == [2000, 4000, 8000, 16000, 32000, 60000, 60000, 60000, 60000]
 
 
 def test_a_silent_worker_stalls_its_tasks(engine: Engine, worker: Worker) -> None:

@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- Moves everything that has come due, and says when the next thing will.
+-- Moves everything that has come due, and says when the next thing will; reminds workers of what is
+-- ready.
 --
 -- USES      record clock ready finish rerun due
 -- KEYS
@@ -13,11 +14,24 @@
 --   1 one place per id, 4 server time, 5 bounded (so many ids and 1 MiB of each kind), 9 unusable
 --   records set aside, 10 any number of orchestrators may call it at once
 
+-- A marker may have gone to a worker that died, or was stopped, before it claimed.
+local function remind_workers()
+  for _, lane in ipairs({ 'r', 'a' }) do
+    local lists = {}
+    for priority = 0, 9 do lists[priority + 1] = Q .. lane .. ':' .. priority end
+    if redis.call('EXISTS', unpack(lists)) > 0 then touched[lane] = true end
+  end
+  wake_workers()
+end
+
 local limit = tonumber(ARGV[1])
 remember_time()
-if next_due and next_due > now then return { now, 0, next_due, 0 } end
+if next_due and next_due > now then
+  remind_workers()
+  return { now, 0, next_due, 0 }
+end
 
 local moved, first = move_everything(limit)
-wake_workers()
+remind_workers()
 if first < math.huge then redis.call('HSET', M, 'due', first) else redis.call('HDEL', M, 'due') end
 return { now, moved, first < math.huge and first or -1, first <= now and 1 or 0 }

@@ -68,15 +68,16 @@ local function after_error(id, record, error, delay, retryable)
   run_again(id, with_counters(record, errors, read('I4', record, 57), read('I4', record, 61)), delay)
 end
 
--- The first stall runs again at once, later ones wait: a task that kills its process must not
--- starve the rest.
+-- After its first stall a task is next in line, after later ones it waits: a task that kills its
+-- process must not starve the rest.
 local function after_stall(id, record, error)
   if cancelled_instead(id, record) then return end
   note_attempt(id, record, STALL, error)
   if not may_retry(record, 73, 57) then return fail(id, record, error) end
   local stalls = read('I4', record, 57) + 1
-  local delay = stalls == 1 and 0 or math.min(1000 * 2 ^ (stalls - 2), 60000)
-  run_again(id, with_counters(record, read('I4', record, 53), stalls, read('I4', record, 61)), delay)
+  local counted = with_counters(record, read('I4', record, 53), stalls, read('I4', record, 61))
+  if stalls == 1 then return queue_again(id, counted, push_head) end
+  schedule_again(id, counted, math.min(1000 * 2 ^ (stalls - 2), 60000))
 end
 
 local function after_interruption(id, record, error)

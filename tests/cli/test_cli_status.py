@@ -1,0 +1,86 @@
+"""`conveyor status`: the same facts as a table, as plain columns and as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from contextlib import suppress
+from typing import Any
+
+from workers import Project, environment
+
+
+def read(project: Project) -> dict[str, Any]:
+    done = project.conveyor("-A", "myapp", "status", "--json")
+    assert (done.code, done.err) == (0, "")
+    return dict(json.loads(done.out))
+
+
+def test_before_anything_was_sent(project: Project) -> None:
+    found = read(project)
+    assert (found["app"], found["namespace"]) == (project.name, project.name)
+    assert found["workers"] == found["parked"] == []
+    assert found["queues"] == [
+        {"name": "default", "scheduled": 0, "queued": 0, "processing": 0, "success": 0}
+        | {"failed": 0, "cancelled": 0, "parked": 0}
+    ]
+
+
+def test_counts_workers_and_what_is_parked(project: Project) -> None:
+    project.write("newer.py", "from myapp import app\n@app.task\ndef fresh(): ...\n")
+    with project.worker("-c", "1", "--threads", "2", "-Q", "default,low") as worker:
+        for name in ("moment", "boom"):
+            project.conveyor("-A", "myapp", "call", name, "--wait")
+        project.conveyor("-A", "newer", "call", "fresh", "--id", "early")
+        project.conveyor("-A", "myapp", "call", "moment", "--after", "3600")
+        worker.wait_for("is parked until a worker knows it")
+        found = read(project)
+        plain = project.conveyor("-A", "myapp", "status")
+    default, low = found["queues"]
+    assert default.pop("name"), low["name"] == ("default", "low")
+    assert default == {"scheduled": 1, "queued": 1, "processing": 0, "success": 1} | {
+        "failed": 1, "cancelled": 0, "parked": 1}  # fmt: skip
+    (one,) = found["workers"]
+    assert one["pid"] == worker.pid
+    assert (one["queues"], one["concurrency"], one["threads"]) == (["default", "low"], 1, 2)
+    assert found["parked"] == [
+        {"queue": "default", "id": "early", "reason": "this worker does not know newer.fresh"}
+    ]
+    assert "early  this worker does not know newer.fresh" in plain.out
+    assert f"  {worker.pid}  default, low  " in plain.out
+
+
+def test_plain_columns_in_a_pipe(project: Project) -> None:
+    done = project.conveyor("-A", "myapp", "status", COLUMNS="20")
+    heading, counts, workers = done.out.splitlines()[1:]
+    assert heading.split() == [
+        *("queue", "scheduled", "queued", "processing", "success", "failed", "cancelled", "parked")
+    ]
+    assert counts.split() == ["default", *["0"] * 7]
+    assert workers == "no worker is running: start one with `conveyor worker`"
+    assert done.out.isascii()
+
+
+def test_a_table_on_a_terminal(project: Project) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "conveyor", "-A", "myapp", "status"]
+    env = environment(project.env | {"TERM": "xterm"})
+    subprocess.run(command, cwd=project.directory, env=env, stdout=theirs, check=True)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # how Linux says that the other end is closed
+        while data := os.read(ours, 65536):
+            shown += data
+    os.close(ours)
+    assert "───" in shown.decode()
+
+
+def test_an_unreachable_server(project: Project) -> None:
+    done = project.conveyor(
+        "-A", "myapp", "status", "--json", CONVEYOR_BROKER="redis://127.0.0.1:1"
+    )
+    assert (done.code, done.out, done.err.count("\n")) == (3, "", 1)
+    assert "cannot reach redis://127.0.0.1:1" in done.err

@@ -1,0 +1,72 @@
+"""What is said to who types something that cannot be: one line, the exit code, never a traceback."""
+
+from __future__ import annotations
+
+import pytest
+from workers import Project
+
+from conveyor.cli import COMMANDS, main
+from conveyor.cli.parsing import Exit
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("wroker", "there is no command 'wroker': did you mean 'worker'?"),
+        ("--aap x worker", "there is no option --aap: did you mean --app?"),
+        ("worker --cocurrency 2", "there is no option --cocurrency: did you mean --concurrency?"),
+        ("worker spare", "'spare' is one argument too many"),
+        ("worker -c 0", "concurrency cannot be '0' (option): use a whole number from 1"),
+        ("worker -l loud", "use DEBUG, INFO, WARNING, ERROR or CRITICAL"),
+        ("worker --log-format xml", "use text or json"),
+        ("worker --max-memory-per-child 20X", 'use bytes (209715200 or "200M")'),
+        ("worker --grace soon", "grace cannot be 'soon'"),
+        ("worker -A", "expected one argument"),
+        ("call", "required: TASK"),
+        ("call add --at tomorrow", "'tomorrow' is not a moment in ISO 8601"),
+        ("call add --after=-1", "'-1' is not a number of seconds"),
+        ("call add --after 1 --at 2027-01-01T00:00Z", "not allowed with"),
+        ("call add --priority 10", "use a whole number from 0 to 9"),
+        ("server", "required: ACTION"),
+        ("server frob", "choose from"),
+        ("demo -c none", "'none' is not a whole number from 1"),
+    ],
+)
+def test_a_mistake_is_answered_with_one_line(
+    arguments: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments.split()) == Exit.USAGE
+    out, err = capsys.readouterr()
+    assert said in err
+    assert err.startswith("conveyor: ")
+    assert err.count("\n") == 1
+    assert not out
+
+
+def test_alone_it_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == Exit.USAGE
+    out, err = capsys.readouterr()
+    assert not err
+    assert out.splitlines()[-1].startswith("  conveyor worker --help")
+    assert all(f"  {name} " in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_ends_in_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    examples = out.partition("\nexamples:\n")[2].splitlines()
+    assert examples
+    assert all("conveyor " in line for line in examples)
+
+
+def test_its_version(project: Project) -> None:
+    done = project.conveyor("--version")
+    assert (done.code, done.out[:9], done.err) == (0, "conveyor ", "")
+
+
+def test_who_stops_reading_is_not_told_off(project: Project) -> None:
+    reader = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-m', 'conveyor', '-A', 'myapp', 'status'], stdout=subprocess.PIPE, stderr=subprocess.PIPE); p.stdout.close(); sys.exit(p.stderr.read())"
+    assert project.python("-c", reader).err == "b''\n"
