@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from conveyor.broker.commands import BATCH, BATCH_BYTES, Settlement
 from conveyor.orchestrator import BLOCK, Clock
 from conveyor.worker.job import ASYNC, SYNC, Job
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from conveyor.broker.keys import QueueKeys
     from conveyor.broker.link import Link
@@ -45,16 +45,11 @@ class WorkerQueue:
         self.rings += 1
         self.has_work.update(dict.fromkeys(lanes or (SYNC, ASYNC), True))
 
-    def note_left(self, lanes: Iterable[str], left: bytes, rings: int) -> None:
-        """Takes note of which of the lanes that claimed have work left.
-
-        Args:
-            lanes: That claimed.
-            left: As answered.
-            rings: Of when the claim was sent: what was heard of since may be newer than the answer.
-        """
-        for lane in lanes:
-            self.has_work[lane] = lane.encode() in left or self.rings != rings
+    def note_left(self, exchange: Exchange, left: bytes) -> None:
+        """Takes note of where work is left; what was heard of since the call may be newer."""
+        for lane, want in exchange.asked.items():
+            if want:
+                self.has_work[lane] = lane.encode() in left or self.rings != exchange.rings
 
     def settle(self, job: Job, outcome: str, data: bytes = b"", delay_ms: int = 0) -> None:
         """Has a lease ended with the next call."""
@@ -70,6 +65,24 @@ class WorkerQueue:
                 break
             batch.append(self.pending.popleft())
         return batch
+
+
+class Exchange(NamedTuple):
+    """One call that settles and claims.
+
+    Attributes:
+        queue: Of all that it is about.
+        batch: What it settles.
+        asked: How many tasks it claims, by lane.
+        sent_at: When it was sent, monotonic.
+        rings: How often the queue had been said to have work by then.
+    """
+
+    queue: WorkerQueue
+    batch: Sequence[tuple[Job, Settlement]]
+    asked: Mapping[str, int]
+    sent_at: float
+    rings: int
 
 
 class Bell:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from conveyor.broker.commands import Verdict
 from conveyor.records import unpack_error
 from conveyor.worker.frames import Outcome, OutcomeFrame
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from conveyor.worker.job import Job
 
 
@@ -28,6 +31,13 @@ def report_outcome(log: logging.Logger, job: Job, frame: OutcomeFrame) -> None:
             log.debug("%s", traceback.rstrip())
     else:
         log.info("%s: %s after %s", job, Outcome.NAMES[frame.outcome], elapsed, extra=extra)
+
+
+def report_refused(log: logging.Logger, jobs: Sequence[Job], verdicts: Sequence[int]) -> None:
+    """Says whose outcome the server refused, since the lease had been lost."""
+    for job, verdict in zip(jobs, verdicts, strict=True):
+        if verdict == Verdict.STALE:
+            log.warning("the outcome of %s came too late and was refused: its lease was lost", job)
 
 
 def _elapsed(microseconds: int) -> str:

@@ -32,8 +32,8 @@ from conveyor.worker.frames import Outcome, OutcomeFrame
 from conveyor.worker.holdings import Holdings
 from conveyor.worker.job import ASYNC, SYNC, Job
 from conveyor.worker.pool import SHORT_RUN, Death, Pool
-from conveyor.worker.queue import Bell, WorkerQueue
-from conveyor.worker.reports import report_outcome
+from conveyor.worker.queue import Bell, Exchange, WorkerQueue
+from conveyor.worker.reports import report_outcome, report_refused
 from conveyor.worker.runner import CANCELLED, TIMED_OUT
 from conveyor.worker.window import Window
 
@@ -362,7 +362,7 @@ class Supervisor:
         for lane, want in asked.items():
             self._claiming[lane] += want
             wants[lane] -= want
-        now = time.monotonic()
+        exchange = Exchange(queue, batch, asked, time.monotonic(), queue.rings)
         command = commands.settle(
             queue.keys,
             self.id,
@@ -373,7 +373,7 @@ class Supervisor:
             keep_success=int(min(self._settings.retain_success_count, 2**53)),
             park_ms=round(min(self._settings.unknown_task_grace, 1e9) * 1000),
         )
-        link.send(command, functools.partial(self._on_settled, queue, asked, now, queue.rings))
+        link.send(command, functools.partial(self._on_settled, exchange))
 
     def _choose(self, queues: Sequence[WorkerQueue], lane: str) -> WorkerQueue | None:
         """The queue to claim from: the first with work, or one drawn by weight."""
@@ -382,22 +382,18 @@ class Supervisor:
             return next(iter(with_work), None)
         return random.choices(with_work, [self.plan.weights[queue.index] for queue in with_work])[0]
 
-    def _on_settled(
-        self,
-        queue: WorkerQueue,
-        asked: dict[str, int],
-        sent_at: float,
-        rings: int,
-        answer: Settled | None,
-    ) -> None:
-        for lane, want in asked.items():
+    def _on_settled(self, exchange: Exchange, answer: Settled | None) -> None:
+        queue = exchange.queue
+        for lane, want in exchange.asked.items():
             self._claiming[lane] -= want
         if answer is None:
             return
-        queue.note_left([lane for lane, want in asked.items() if want], answer.left, rings)
+        queue.note_left(exchange, answer.left)
+        if Verdict.STALE in answer.verdicts:
+            report_refused(log, [job for job, _ in exchange.batch], answer.verdicts)
         claimed = answer.claimed
         for i in range(0, len(claimed), 2):
-            self._held.take(queue, claimed[i], claimed[i + 1], sent_at)
+            self._held.take(queue, claimed[i], claimed[i + 1], exchange.sent_at)
         if self.stopping:
             self._release_waiting()
 

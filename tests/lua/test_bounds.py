@@ -97,7 +97,7 @@ def test_a_hundred_thousand_leases_that_run_out_at_one(engine: Engine, timed: Ti
     engine.advance(15)
     assert timed.maintain_to_the_end() == MANY
     assert engine.counts() == {"queued": MANY}
-    assert timed.claim_to_the_end() == NAMES
+    assert sorted(timed.claim_to_the_end()) == NAMES
     assert engine.task(NAMES[-1]).stall_retries == 1
     assert timed.longest < LIMIT
 
