@@ -244,6 +244,4 @@ def recovery(kill: Kill, records: Sequence[TaskRecord]) -> str:
     lost, repeated, *_ = record.attempts
     queued = (lost.ended_at - kill.moment).total_seconds() * 1000
     begun = (repeated.started_at - kill.moment).total_seconds() * 1000
-    return (
-        f"queued again after {queued:.0f} ms, begun again after {begun:.0f} ms"
-    )
+    return f"queued again after {queued:.0f} ms, begun again after {begun:.0f} ms"

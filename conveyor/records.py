@@ -63,7 +63,7 @@ class TaskStatus(StrEnum):
 
 
 _ENDED = (TaskStatus.SUCCESS, TaskStatus.FAILED, TaskStatus.CANCELLED)
-_STATES: tuple[TaskStatus, ...] = (*TaskStatus, TaskStatus.QUEUED)
+_STATES: list[TaskStatus] = [*list(TaskStatus), TaskStatus.QUEUED]
 
 
 class Flag:

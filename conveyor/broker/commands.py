@@ -250,7 +250,7 @@ def _parse_snapshots(reply: Sequence[Any]) -> list[Snapshot | None]:
 
 
 def _parse_waits(reply: Sequence[Any]) -> list[Snapshot | bool]:
-    return [snapshot(item) if isinstance(item, list) else bool(item) for item in reply]
+    return [bool(item) if isinstance(item, int | None) else snapshot(item) for item in reply]
 
 
 def _parse_status(reply: Sequence[Any]) -> QueueStatus:

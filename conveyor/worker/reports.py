@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from conveyor.worker.job import Job
+    from conveyor.worker.pool import Death
 
 
 def report_outcome(log: logging.Logger, job: Job, frame: OutcomeFrame) -> None:
@@ -31,6 +32,12 @@ def report_outcome(log: logging.Logger, job: Job, frame: OutcomeFrame) -> None:
             log.debug("%s", traceback.rstrip())
     else:
         log.info("%s: %s after %s", job, Outcome.NAMES[frame.outcome], elapsed, extra=extra)
+
+
+def report_death(log: logging.Logger, death: Death) -> None:
+    """Says that a child is gone, and what it was running."""
+    names = ", ".join(str(job) for job in death.begun + death.guilty) or "nothing"
+    log.error("child %d %s; running there: %s", death.pid, death.reason, names)
 
 
 def report_refused(log: logging.Logger, jobs: Sequence[Job], verdicts: Sequence[int]) -> None:

@@ -205,7 +205,7 @@ class Runner:
             return self._call_backoff(run, chosen, error)
         return (run.options.backoff or DEFAULT_BACKOFF).delay(retry, self._rng)
 
-    def _call_backoff(self, run: Run, backoff: Callable[..., float], error: BaseException) -> float:
+    def _call_backoff(self, run: Run, backoff: Callable[..., Any], error: BaseException) -> float:
         record = run.context.task
         try:
             return max(0.0, float(backoff(record, error)))

@@ -33,7 +33,7 @@ from conveyor.worker.holdings import Holdings
 from conveyor.worker.job import ASYNC, SYNC, Job
 from conveyor.worker.pool import SHORT_RUN, Death, Pool
 from conveyor.worker.queue import Bell, Exchange, WorkerQueue
-from conveyor.worker.reports import report_outcome, report_refused
+from conveyor.worker.reports import report_death, report_outcome, report_refused
 from conveyor.worker.runner import CANCELLED, TIMED_OUT
 from conveyor.worker.window import Window
 
@@ -116,7 +116,7 @@ class Supervisor:
         if self.stopping:
             return
         self._stop_by = time.monotonic() + self.plan.grace
-        self._held.put_back(self._pool.take_back(time.monotonic(), everything=True))
+        self._recall()
         self._release_waiting()
         self._pool.shrink()
 
@@ -294,7 +294,9 @@ class Supervisor:
         def renewed(verdicts: Sequence[int] | None) -> None:
             if verdicts is None:
                 return
-            if len(jobs) < BATCH:
+            if Verdict.STALE in verdicts:
+                self._recall()
+            elif len(jobs) < BATCH:
                 for child in self._pool.children:
                     child.slots.renewed(queue.index, now)
             for job, verdict in zip(jobs, verdicts, strict=True):
@@ -407,12 +409,7 @@ class Supervisor:
 
     def _on_death(self, death: Death) -> None:
         if not self._killing and (death.begun or death.guilty or death.early):
-            log.error(
-                "child %d %s; running there: %s",
-                death.pid,
-                death.reason,
-                _names(death.begun + death.guilty),
-            )
+            report_death(log, death)
         self._held.put_back(death.untouched)
         for job, outcome, data, delay_ms in settle_death(
             death, self._definitions, shutting_down=self._killing
@@ -434,14 +431,13 @@ class Supervisor:
 
     def _cancel(self, job: Job) -> None:
         """Ends a task that has not begun here, or stops its run."""
-        now = time.monotonic()
-        self._held.put_back(self._pool.take_back(now, everything=True))
+        self._recall()
         if self._held.withdraw(job):
             self._held.settle(job, "cancelled")
             return
         job.stop = CANCELLED
-        self._pool.stop(job, CANCELLED, now)
+        self._pool.stop(job, CANCELLED, time.monotonic())
 
-
-def _names(jobs: Sequence[Job]) -> str:
-    return ", ".join(str(job) for job in jobs) or "nothing"
+    def _recall(self) -> None:
+        """Has all that no child has read wait here again."""
+        self._held.put_back(self._pool.take_back(time.monotonic(), everything=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +19,20 @@ if TYPE_CHECKING:
 def project(tmp_path: Path, server: Server) -> Project:
     """A directory of its own with a ``myapp.py``."""
     return Project(tmp_path, server.url)
+
+
+@pytest.fixture
+def inside(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    """The same, with this process in it: for what a process of its own would only make slower."""
+    monkeypatch.chdir(project.directory)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("CONVEYOR_APP", "CONVEYOR_BROKER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CONVEYOR_BROKER", project.env["CONVEYOR_BROKER"])
+    yield project
+    for name, module in [*sys.modules.items()]:
+        if (getattr(module, "__file__", None) or "").startswith(str(project.directory)):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import pytest
-from workers import Project
 
-pytestmark = pytest.mark.usefixtures("working")
+from conveyor import ConfigurationError
+from conveyor.cli import main
+from conveyor.cli.apps import find_app
+from conveyor.cli.call import find_task
+from conveyor.cli.parsing import Exit
+
+if TYPE_CHECKING:
+    from workers import Project
 
 
 @pytest.mark.parametrize(
@@ -47,50 +54,57 @@ def test_queue_and_priority(working: Project) -> None:
     assert {"name": "side", "queued": 1}.items() <= status["queues"][1].items()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "said"),
-    [
-        (["boom", "no luck", "--wait"], 1, "failed: ValueError: no luck"),
-        (["add", "1", "2", "--wait", "0.1", "-Q", "nobody"], 1, "no worker listens to 'nobody'"),
-        (["ad", "1"], 2, "has no task 'ad': did you mean myapp.add?"),
-        (["myapp.boo"], 2, "has no task 'myapp.boo': did you mean myapp.boom?"),
-        (["add", "1"], 2, "myapp.add(x: int, y: int) -> int: missing a required argument: 'y'"),
-        (["add", "1", "2", "3"], 2, "too many positional arguments"),
-        (["add", "x=1", "2"], 2, "'2' comes after NAME=ARG"),
-        (["add", "x=1", "x=2"], 2, "x= is given twice"),
-        (["add", "1", "2", "-Q", "a queue"], 2, "queue 'a queue' is not valid"),
-        (["add", "1", "2", "--at", "2027-01-01T08:00"], 2, "has no time zone: add one, 2027-"),
-    ],
-)
-def test_what_cannot_be_done_is_one_line(
-    working: Project, arguments: list[str], code: int, said: str
-) -> None:
-    done = working.conveyor("-A", "myapp", "call", *arguments)
-    assert (done.code, done.out) == (code, "")
-    assert said in done.err
+def test_a_failed_task_is_one_line_on_stderr(working: Project) -> None:
+    done = working.conveyor("-A", "myapp", "call", "boom", "no luck", "--wait")
+    assert (done.code, done.out) == (1, "")
+    assert "failed: ValueError: no luck" in done.err
     assert done.err.count("\n") == 1
 
 
-def test_a_last_part_that_two_tasks_have(working: Project) -> None:
-    working.write(
-        "twins.py",
-        """
-        from conveyor import Conveyor
-        app = Conveyor("NAME")
-        for name in ("a.add", "b.add"):
-            app.task(name=name)(lambda: None)
-        """,
-    )
-    done = working.conveyor("-A", "twins", "call", "add")
-    assert done.code == 2
-    assert "'add' may be any of a.add, b.add: say which" in done.err
+def test_a_wait_that_is_over(working: Project) -> None:
+    done = working.conveyor("-A", "myapp", "call", "add", "1", "2", "--wait", "0.1", "-Q", "nobody")
+    assert (done.code, done.out) == (1, "")
+    assert "no worker listens to 'nobody'" in done.err
 
 
-def test_an_app_without_tasks(working: Project) -> None:
-    working.write("bare.py", "from conveyor import Conveyor\napp = Conveyor('bare')\n")
-    done = working.conveyor("-A", "bare", "call", "add")
-    assert done.code == 2
-    assert "bare has no tasks: its module must import" in done.err
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["ad", "1"], "has no task 'ad': did you mean myapp.add?"),
+        (["myapp.boo"], "has no task 'myapp.boo': did you mean myapp.boom?"),
+        (["add", "1"], "myapp.add(x: int, y: int) -> int: missing a required argument: 'y'"),
+        (["add", "1", "2", "3"], "too many positional arguments"),
+        (["add", "x=1", "2"], "'2' comes after NAME=ARG"),
+        (["add", "x=1", "x=2"], "x= is given twice"),
+        (["add", "1", "2", "-Q", "a queue"], "queue 'a queue' is not valid"),
+        (["add", "1", "2", "--at", "2027-01-01T08:00"], "has no time zone: add one, 2027-"),
+    ],
+)
+@pytest.mark.usefixtures("inside")
+def test_what_cannot_be_sent_is_a_usage_error_of_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["-A", "myapp", "call", *arguments]) == Exit.USAGE
+    out, err = capsys.readouterr()
+    assert said in err
+    assert (out, err.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (
+            "app.task(name='a.f')(print); app.task(name='b.f')(input)",
+            "'f' may be any of a.f, b.f: say",
+        ),
+        ("", " has no tasks: its module must import those that have them"),
+    ],
+)
+def test_names_that_do_not_lead_to_one_task(inside: Project, source: str, said: str) -> None:
+    inside.write("other.py", f"from conveyor import Conveyor\napp = Conveyor('NAME')\n{source}\n")
+    with pytest.raises(ConfigurationError) as caught:
+        find_task(find_app("other"), "f")
+    assert said in str(caught.value)
 
 
 def test_an_unreachable_server(working: Project) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from workers import Project
 
 from conveyor.broker import embedded
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture

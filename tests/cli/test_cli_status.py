@@ -40,7 +40,7 @@ def test_counts_workers_and_what_is_parked(project: Project) -> None:
         found = read(project)
         plain = project.conveyor("-A", "myapp", "status")
     default, low = found["queues"]
-    assert default.pop("name"), low["name"] == ("default", "low")
+    assert (default.pop("name"), low["name"]) == ("default", "low")
     assert default == {"scheduled": 1, "queued": 1, "processing": 0, "success": 1} | {
         "failed": 1, "cancelled": 0, "parked": 1}  # fmt: skip
     (one,) = found["workers"]

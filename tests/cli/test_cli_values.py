@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum, IntEnum
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
 
 from conveyor import ConfigurationError, Opaque
 from conveyor.cli.values import read_arguments, to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Color(Enum):

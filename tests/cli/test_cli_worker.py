@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
+from typing import TYPE_CHECKING
 
 import pytest
 from servers import Server, wait_until
-from workers import Project
 
-import conveyor
+if TYPE_CHECKING:
+    from workers import Project
 
 
 def test_its_banner(project: Project) -> None:
@@ -157,18 +158,3 @@ def test_beat_moves_what_is_due_and_ends_warmly(project: Project, number: signal
         wait_until(queued, "the task was moved")
         beat.signal(number)
         assert beat.wait() == 0
-
-
-def test_a_worker_of_a_script_that_waits_for_itself(project: Project) -> None:
-    """The module is imported once more, as what it is called: its tasks are the same ones."""
-    project.write(
-        "script.py",
-        """
-        from myapp import app, add
-        if __name__ == "__main__":
-            print(add.delay(1, 2).wait(20))
-        """,
-    )
-    with project.worker("-c", "1"):
-        assert project.python("script.py") == (0, "3\n", "")
-    assert conveyor.__all__
