@@ -191,9 +191,10 @@ async def kill_a_run(tasks: Sequence[TaskResult[Counts]], console: Console) -> K
             os.kill(pid, signal.SIGSTOP)
             await asyncio.sleep(SETTLED)
             if is_running(await task.atask()):
+                killed = Kill(task, datetime.now(UTC))
                 os.kill(pid, signal.SIGKILL)
                 console.print(f"killed child {pid} (SIGKILL) while it parsed {record.args[0].name}")
-                return Kill(task, datetime.now(UTC))
+                return killed
             os.kill(pid, signal.SIGCONT)
     return None
 

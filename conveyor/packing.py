@@ -1,4 +1,4 @@
-"""Conveyor's own small structures as msgpack: options, errors, announcements. Values are the codec's."""
+"""Conveyor's own small structures as msgpack: options, errors, announcements."""
 
 from __future__ import annotations
 

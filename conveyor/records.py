@@ -2,9 +2,10 @@
 
 A record is one string: a header of fixed offsets that the scripts read and change, the task's name,
 a payload that no script ever decodes, and in the end the result. `broker/scripts/lib/record.lua`
-holds the same table for Lua. The payload is `options` (msgpack, only what differs from the defaults)
-and `call` (the codec's bytes), each opaque to everyone but the caller and the child that runs it.
-What only some tasks have (progress, data, errors, attempts) lies in a hash beside the record.
+holds the same table for Lua. The payload is `options` (msgpack, only what differs from the
+defaults) and `call` (the codec's bytes), each opaque to everyone but the caller and the child that
+runs it. What only some tasks have (progress, data, errors, attempts) lies in a hash beside the
+record.
 """
 
 from __future__ import annotations
@@ -281,7 +282,7 @@ def decode_task(
     payload = payload_of(record)
     options = Options.unpack(payload.options)
     args, kwargs = codec.decode_call(payload.call)
-    status = _STATES[state]
+    status = _STATES[int(state)]
     attempts = _attempts(extras)
     error = _error(extras.get(b"e")) if status is not TaskStatus.SUCCESS else (None, None)
     result = None

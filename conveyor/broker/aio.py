@@ -26,7 +26,7 @@ from conveyor.broker.broker import (
     script_source,
     unavailable,
 )
-from conveyor.broker.connect import TRANSIENT, close_async
+from conveyor.broker.connect import TIMEOUT, TRANSIENT, close_async
 from conveyor.broker.keys import known_queues
 
 if TYPE_CHECKING:
@@ -34,9 +34,12 @@ if TYPE_CHECKING:
 
     from conveyor.broker.commands import Command
     from conveyor.broker.target import AsyncClient
+    from conveyor.errors import BrokerUnavailable
 
 T = TypeVar("T")
 
+#: Most seconds for all tries of one call.
+LONGEST_CALL = PATIENCE + TIMEOUT
 #: Most calls under way at once in an event loop, and so its connections.
 CONNECTIONS = 16
 
@@ -75,7 +78,13 @@ class AsyncBroker:
         async with loop.turns:
             if loop.given_up is not None and loop.given_up_at > asked_at:
                 raise unavailable(self._broker.server, loop.given_up) from loop.given_up
-            return await self._execute(loop, call, fallback)
+            try:
+                # A client may try several nodes in turn, each for as long as one may take; starting
+                # an embedded server has its own limit.
+                async with asyncio.timeout(None if self._broker.server.embedded else LONGEST_CALL):
+                    return await self._execute(loop, call, fallback)
+            except TimeoutError:
+                raise self._give_up(loop, redis.TimeoutError("no answer in time")) from None
 
     async def announce(self, queue: str) -> None:
         """Makes the queue known to people, once; calls that come meanwhile do not wait for it."""
@@ -114,13 +123,16 @@ class AsyncBroker:
                 continue
             except TRANSIENT as error:
                 if time.monotonic() >= deadline or isinstance(error, redis.AuthenticationError):
-                    loop.given_up_at, loop.given_up = time.monotonic(), error
-                    raise unavailable(server, error) from error
+                    raise self._give_up(loop, error) from error
                 stale = server.outdated(error)
             except redis.RedisError as error:
                 raise refused(server, error) from error
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
+
+    def _give_up(self, loop: _Loop, error: Exception) -> BrokerUnavailable:
+        loop.given_up_at, loop.given_up = time.monotonic(), error
+        return unavailable(self._broker.server, error)
 
     def _loop(self) -> _Loop:
         running = asyncio.get_running_loop()

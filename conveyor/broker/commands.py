@@ -1,8 +1,8 @@
 """What each script is asked and what it answers: no I/O here.
 
 A command names its script, its queue's key and its arguments, and reads the reply. The sync and the
-async broker and the worker's loop run the same commands, and every command may be sent again after a
-lost reply: it changes nothing twice.
+async broker and the worker's loop run the same commands, and every command may be sent again after
+a lost reply: it changes nothing twice.
 """
 
 from __future__ import annotations

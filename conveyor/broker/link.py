@@ -37,6 +37,9 @@ Request: TypeAlias = "Command[Any] | tuple[Any, ...]"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 #: The slot is on another node, or on its way there: connect anew until that is settled.
 _MOVING = (exceptions.MovedError, exceptions.AskError, exceptions.TryAgainError)
+#: In the error of a script that met data it cannot deal with, where trying again would not help.
+#: Any other refusal (a full disk, a missing permission) is the server's, and waited out.
+_SCRIPT = "@user_script"
 #: Seconds after which a reply that did not come means a dead connection: to an ordinary call, and
 #: to one that blocks, which takes a few by itself.
 _REPLY_TIMEOUT, _BLOCKED_TIMEOUT = 5.0, 10.0
@@ -175,7 +178,10 @@ class Link:
             self._lose(error)
             return
         except redis.RedisError as error:
-            log.error("%s refused %s: %s", self._server.address, self._what(), error)
+            if _SCRIPT not in str(error):
+                self._lose(error)
+                return
+            log.error("%s failed in %s: %s", self._server.address, self._what(), error)
             reply = None
         self._pause = _FIRST_PAUSE
         current, self._current = self._current, None

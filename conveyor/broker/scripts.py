@@ -1,7 +1,7 @@
 """The Lua scripts: one state transition each, put together from `scripts/*.lua` and `scripts/lib`.
 
-A script's header names the libraries it USES; they are put between its first line (the `#!lua` flags)
-and its body.
+A script's header names the libraries it USES; they are put between its first line (the `#!lua`
+flags) and its body.
 """
 
 from __future__ import annotations

@@ -1,20 +1,88 @@
-"""What a worker says of itself to people who list workers."""
+"""What a worker says of itself to people who list workers, for as long as it lives."""
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import socket
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from conveyor.errors import SerializationError
+from conveyor.broker import commands
+from conveyor.errors import BrokerUnavailable, SerializationError
 from conveyor.packing import pack, unpack
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from conveyor.broker.broker import Broker
+    from conveyor.broker.commands import Command
     from conveyor.worker.plan import WorkerPlan
+    from conveyor.worker.queue import WorkerQueue
+
+log = logging.getLogger("conveyor.worker")
+
+#: Seconds between prolongations of the announcement, and ms that one holds.
+HEARTBEAT: Final = 30.0
+HOLDS_MS: Final = 95_000
 
 
-def announcement(plan: WorkerPlan) -> bytes:
-    """Where the worker is and what it can do, packed."""
+class Announcer:
+    """Announces one worker on its queues.
+
+    Args:
+        broker: Runs what may block.
+        worker: The worker's id in hex.
+        plan: What it says of itself.
+    """
+
+    def __init__(self, broker: Broker, worker: str, plan: WorkerPlan) -> None:
+        self._broker = broker
+        self._worker = worker
+        self._plan = plan
+        #: When `turn` has something to do, monotonic.
+        self.due = 0.0
+
+    def hello(self, queue: WorkerQueue) -> Command[int]:
+        """The greeting for a new connection, which announces the worker."""
+        about = pack_announcement(self._plan)
+        return commands.hello(queue.keys, self._worker, HOLDS_MS, about)
+
+    def turn(self, queues: Iterable[WorkerQueue], now: float) -> None:
+        """Prolongs the announcement when it is time to; where it is gone, says hello again."""
+        if now < self.due:
+            return
+        self.due = now + HEARTBEAT
+        for queue in queues:
+            if queue.link.connected:
+                self._make_known(queue)
+                prolong = ("PEXPIRE", queue.keys.worker(self._worker), HOLDS_MS)
+                queue.link.send(prolong, functools.partial(self._prolonged, queue))
+
+    def withdraw(self, queue: WorkerQueue) -> None:
+        """Says goodbye."""
+        try:
+            self._broker.run(commands.hello(queue.keys, self._worker, 0, b""))
+        except BrokerUnavailable as error:
+            log.warning("left without a goodbye: %s", error)
+
+    def _make_known(self, queue: WorkerQueue) -> None:
+        try:
+            self._broker.announce(queue.keys.queue)
+        except BrokerUnavailable as error:
+            log.debug("%s is not on the list of known queues yet: %s", queue.keys.queue, error)
+
+    def _prolonged(self, queue: WorkerQueue, found: int | None) -> None:
+        if not found:
+            queue.link.send(self.hello(queue), ignore_answer)
+
+
+def ignore_answer(_answer: object) -> None:
+    """For calls whose answer says nothing new."""
+
+
+def pack_announcement(plan: WorkerPlan) -> bytes:
+    """Where the worker is and what it can do."""
     return pack(
         {
             "host": socket.gethostname(),
@@ -29,7 +97,7 @@ def announcement(plan: WorkerPlan) -> bytes:
 
 
 def read_announcement(data: bytes) -> dict[str, Any]:
-    """What `announcement` packed, or nothing of it when another version wrote something else."""
+    """What was packed, or nothing of it when another version wrote something else."""
     try:
         fields = unpack(data, "a worker's announcement")
     except SerializationError:

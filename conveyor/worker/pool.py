@@ -332,6 +332,8 @@ class Pool:
         self._selector.register(lane.near, selectors.EVENT_WRITE, lambda: self._has_drained(lane))
 
     def _has_drained(self, lane: Lane) -> None:
+        if not lane.full:
+            return  # let go in this very turn of the loop
         lane.full = False
         self._selector.unregister(lane.near)
 
@@ -394,6 +396,8 @@ class Pool:
 
     def _on_readable(self, child: Child) -> None:
         """Where the kernel has no pidfd, end of file tells of a death."""
+        if child not in self.children:
+            return  # buried in this very turn of the loop, after the selector had named both
         if self.read(child) and child.pidfd < 0:
             self._bury(child)
 

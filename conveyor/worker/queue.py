@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from conveyor.broker.keys import QueueKeys
     from conveyor.broker.link import Link
 
+#: Seconds without claims after a script has failed.
+REST: Final = 1.0
 #: Seconds that a bell is left alone while the worker is claiming anyway.
 QUIET: Final = 0.05
 
@@ -38,6 +40,8 @@ class WorkerQueue:
         self.rings = 0
         self.calls = 0
         self.pending: deque[tuple[Job, Settlement]] = deque()
+        self.rests_until = 0.0
+        self._one_by_one = 0
         self.link: Link
 
     def expect_work(self, *lanes: str) -> None:
@@ -59,12 +63,24 @@ class WorkerQueue:
         """What the next call settles: bounded in number and bytes."""
         batch: list[tuple[Job, Settlement]] = []
         size = 0
-        while self.pending and len(batch) < BATCH:
+        most = 1 if self._one_by_one else BATCH
+        self._one_by_one = max(0, self._one_by_one - 1)
+        while self.pending and len(batch) < most:
             size += len(self.pending[0][1].data)
             if batch and size > BATCH_BYTES:
                 break
             batch.append(self.pending.popleft())
         return batch
+
+    def take_failure(self, batch: Sequence[tuple[Job, Settlement]], now: float) -> None:
+        """A script failed on some record: settles one by one, so that only its task is left.
+
+        That one's lease then runs out. Claims rest for a moment, lest they fail in a tight loop.
+        """
+        self.rests_until = now + REST
+        if len(batch) > 1:
+            self.pending.extendleft(reversed(batch))
+            self._one_by_one = len(batch)
 
 
 class Exchange(NamedTuple):

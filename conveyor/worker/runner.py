@@ -104,26 +104,23 @@ class Runner:
         try:
             payload = payload_of(job.record)
             options = Options.unpack(payload.options)
+            deadline = now + options.execution_timeout if options.execution_timeout else 0.0
             args, kwargs = self._client.codec.decode_call(payload.call)
-        except SerializationError as error:
+        except Exception as error:  # whatever is wrong with a record is its own task's trouble
             self._send(job, Outcome.FATAL, pack_error("SerializationError", str(error)), 0, 0)
             return None
         definition = self._tasks[payload.name.encode()]
         context = Context(
             self._client,
             self._queues[job.queue],
-            job.id.decode(),
+            job.id.decode(errors="replace"),
             payload.name,
             job.record[10:22],
             job.record,
         )
         if definition.bind:
             args = (context, *args)
-        self._slots.begin(
-            slot,
-            job.sequence,
-            now + options.execution_timeout if options.execution_timeout else 0.0,
-        )
+        self._slots.begin(slot, job.sequence, deadline)
         return Run(job, slot, definition, args, kwargs, context, options, now)
 
     def succeed(self, run: Run, value: Any) -> None:
@@ -239,7 +236,9 @@ def describe(error: BaseException) -> bytes:
 
 def describe_traceback(error: BaseException) -> str:
     """The traceback from the task's own function on, bounded: the end says most."""
-    own = error.__traceback__.tb_next if error.__traceback__ else None
+    own = error.__traceback__
+    while own is not None and own.tb_frame.f_globals.get("__package__") == __package__:
+        own = own.tb_next
     try:
         text = "".join(traceback.format_exception(type(error), error, own))
     except Exception as failure:
@@ -253,7 +252,7 @@ def describe_traceback(error: BaseException) -> str:
 def _message(error: BaseException) -> str:
     try:
         text = str(error)
-    except Exception as failure:
+    except BaseException as failure:  # it may say anything, even that the process is to exit
         return f"(its message cannot be had: {type(failure).__name__})"
     return text if len(text) <= MESSAGE_LIMIT else text[:MESSAGE_LIMIT] + "…"
 

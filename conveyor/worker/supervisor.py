@@ -22,10 +22,9 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from conveyor.broker import commands
-from conveyor.broker.commands import BATCH, Command, Settled, Verdict
+from conveyor.broker.commands import BATCH, Settled, Verdict
 from conveyor.broker.link import Link
-from conveyor.errors import BrokerUnavailable
-from conveyor.worker.announcement import announcement
+from conveyor.worker.announcement import Announcer, ignore_answer
 from conveyor.worker.child import Work
 from conveyor.worker.deaths import settle_death
 from conveyor.worker.frames import Outcome, OutcomeFrame
@@ -48,9 +47,6 @@ log = logging.getLogger("conveyor.worker")
 
 #: Seconds between looks at runs while any are held.
 TICK: Final = 0.05
-#: Seconds between announcements, and how long one holds.
-HEARTBEAT: Final = 30.0
-HEARTBEAT_HOLDS_MS: Final = 95_000
 #: Most bytes of records held at once.
 HELD_BYTES: Final = 16 * 1_048_576
 #: Tasks claimed at once from a lane that nothing here uses, to park them.
@@ -84,11 +80,11 @@ class Supervisor:
             WorkerQueue(index, self._broker.keys(name), self.id.hex())
             for index, name in enumerate(plan.queues)
         ]
+        self._announcer = Announcer(self._broker, self.id.hex(), plan)
         self._held = Holdings(self._queues, self._lanes)
         self._windows = {lane: Window(time.monotonic()) for lane in (SYNC, ASYNC)}
         self._claiming = {SYNC: 0, ASYNC: 0}
         self._next_tick = 0.0
-        self._next_heartbeat = 0.0
         self._stop_by: float | None = None
         self._killing = False
         self._links: list[Link] = []
@@ -177,7 +173,7 @@ class Supervisor:
         for queue in queues:
             queue.expect_work()
             queue.clock.ring()
-            link.send_first(self._hello(queue), lambda _: None)
+            link.send_first(self._announcer.hello(queue), ignore_answer)
 
     def _unpark(self, queue: WorkerQueue, start: int) -> None:
         names = [name.decode() for name in self._definitions]
@@ -195,8 +191,8 @@ class Supervisor:
         self._pool.fill(now)
         if now >= self._next_tick:
             self._tick(now)
-        if now >= self._next_heartbeat:
-            self._announce(now)
+        if not self.stopping:
+            self._announcer.turn(self._queues, now)
         if self.plan.beat:
             for queue in self._queues:
                 queue.clock.run(queue.link, now)
@@ -210,7 +206,7 @@ class Supervisor:
         moments += [
             self._pool.deadline(),
             self._held.leases.next_due(),
-            self._next_heartbeat,
+            None if self.stopping else self._announcer.due,
             self._stop_by if not self._killing else None,
         ]
         if len(self._held.leases) or self.stopping:
@@ -237,19 +233,13 @@ class Supervisor:
         self._pool.kill()
         for queue in self._queues:
             if queue.link.connected:
-                self._say_goodbye(queue)
+                self._announcer.withdraw(queue)
         for link in self._links:
             link.close()
         while self._pool.children:
             for key, _ in self.selector.select():
                 key.data()
         self.selector.close()
-
-    def _say_goodbye(self, queue: WorkerQueue) -> None:
-        try:
-            self._broker.run(commands.hello(queue.keys, self.id.hex(), 0, b""))
-        except BrokerUnavailable as error:
-            log.warning("left without a goodbye: %s", error)
 
     def _tick(self, now: float) -> None:
         """Looks after runs that take long."""
@@ -266,23 +256,6 @@ class Supervisor:
         if self._stop_by is not None and now >= self._stop_by and not self._killing:
             log.warning("the grace of %.0fs is over: interrupting what still runs", self.plan.grace)
             self.kill()
-
-    def _announce(self, now: float) -> None:
-        """Prolongs the announcement; where it is gone, the worker greets the server again."""
-        self._next_heartbeat = now + HEARTBEAT
-        for queue in self._queues:
-            if queue.link.connected and not self.stopping:
-                self._broker.announce(queue.keys.queue)
-                prolong = ("PEXPIRE", queue.keys.worker(self.id.hex()), HEARTBEAT_HOLDS_MS)
-                queue.link.send(prolong, functools.partial(self._prolonged, queue))
-
-    def _prolonged(self, queue: WorkerQueue, found: int | None) -> None:
-        if not found:
-            queue.link.send(self._hello(queue), lambda _: None)
-
-    def _hello(self, queue: WorkerQueue) -> Command[int]:
-        about = announcement(self.plan)
-        return commands.hello(queue.keys, self.id.hex(), HEARTBEAT_HOLDS_MS, about)
 
     def _renew(self, now: float) -> None:
         due = self._held.leases.next_due()
@@ -379,7 +352,8 @@ class Supervisor:
 
     def _choose(self, queues: Sequence[WorkerQueue], lane: str) -> WorkerQueue | None:
         """The queue to claim from: the first with work, or one drawn by weight."""
-        with_work = [queue for queue in queues if queue.has_work[lane]]
+        now = time.monotonic()
+        with_work = [q for q in queues if q.has_work[lane] and now >= q.rests_until]
         if not with_work or self.plan.weights is None:
             return next(iter(with_work), None)
         return random.choices(with_work, [self.plan.weights[queue.index] for queue in with_work])[0]
@@ -389,6 +363,7 @@ class Supervisor:
         for lane, want in exchange.asked.items():
             self._claiming[lane] -= want
         if answer is None:
+            queue.take_failure(exchange.batch, time.monotonic())
             return
         queue.note_left(exchange, answer.left)
         if Verdict.STALE in answer.verdicts:
@@ -427,7 +402,7 @@ class Supervisor:
         queue.expect_work(meaning)
         if self._wanted(meaning) == 0:
             # It woke this worker, which has no room any more: somebody else may have.
-            queue.link.send(("ZADD", queue.keys.marker(meaning), 0, "ready"), lambda _: None)
+            queue.link.send(("ZADD", queue.keys.marker(meaning), 0, "ready"), ignore_answer)
 
     def _cancel(self, job: Job) -> None:
         """Ends a task that has not begun here, or stops its run."""

@@ -16,7 +16,6 @@ from far import (
     far_app,
     refusal,
     replicate,
-    runs,
 )
 from redis.asyncio.sentinel import Sentinel as AsyncSentinelClient
 from redis.sentinel import Sentinel as SentinelClient
@@ -70,8 +69,6 @@ def test_a_primary_is_gone_in_mid_run(harm: str) -> None:
                 wait_until(lambda: _follows(primary), "a replica", seconds=DEADLINE)
                 rush.go_on()
         rush.check()
-        # The lease ran out while there was no primary: the new one has extended it.
-        assert runs(rush.long) == (1, 0)
 
 
 def test_all_servers_are_down() -> None:
@@ -90,7 +87,7 @@ def test_all_servers_are_down() -> None:
         for server in everything:
             server.restart()
         wait_until(lambda: answers(app), "the worker and its caller back", seconds=DEADLINE)
-        assert worker.output.count("cannot reach") == 2
+        assert "is back" in worker.output
 
 
 def _follows(server: Server) -> bool:

@@ -181,7 +181,7 @@ class Model:
 
     def maintain(self, limit: int) -> int:
         """Moves what is due; how many."""
-        names = ("s", "l", "e", "parked", *ENDED.values())
+        names = ("l", "e", "parked", "s", *ENDED.values())
         return sum(self._move_due(name, limit) for name in names)
 
     def earliest(self) -> float:
@@ -306,7 +306,10 @@ class Model:
             return self._end_run(task, FAILED)
         task.attempts += 1
         task.stalls += 1
-        self._again(task, 0 if task.stalls == 1 else min(1000 * 2 ** (task.stalls - 2), 60_000))
+        if task.stalls == 1:
+            self._queue(task, head=True)
+        else:
+            self._again(task, min(1000 * 2 ** (task.stalls - 2), 60_000))
 
     def _after_interruption(self, task: Task) -> None:
         if task.limits.error_retry_limit == task.limits.stall_retry_limit == 0:
