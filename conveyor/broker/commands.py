@@ -39,7 +39,8 @@ _UNPARK = load_script("unpark")
 _STATUS = load_script("status")
 
 SCRIPTS = (
-    _ENQUEUE, _SETTLE, _RENEW, _MAINTAIN, _CANCEL, _PROGRESS, _READ, _WAIT, _HELLO, _UNPARK, _STATUS,
+    _ENQUEUE, _SETTLE, _RENEW, _MAINTAIN, _CANCEL, _PROGRESS,
+    _READ, _WAIT, _HELLO, _UNPARK, _STATUS,
 )  # fmt: skip
 
 
@@ -181,7 +182,7 @@ def maintain(keys: QueueKeys, limit: int = BATCH) -> Command[Maintained]:
 
 
 def cancel(keys: QueueKeys, task_id: str) -> Command[int]:
-    """Cancels a task; answers 1 (cancelled or being stopped), 0 (had ended) or -1 (no such task)."""
+    """Cancels a task; answers 1 (cancelled or being stopped), 0 (had ended) or -1 (none)."""
     return Command(_CANCEL, keys.script, [task_id], int)
 
 
@@ -198,7 +199,7 @@ def read(keys: QueueKeys, ids: Sequence[str]) -> Command[list[Snapshot | None]]:
 
 
 def wait(keys: QueueKeys, process: str, ids: Sequence[str]) -> Command[list[Snapshot | bool]]:
-    """Registers for the end of tasks; True: will be told, False: no such task, else it has ended."""
+    """Registers for the end of tasks; True: will be told, False: no such task, else its end."""
     return Command(_WAIT, keys.script, [process, *ids], _parse_waits)
 
 
