@@ -46,6 +46,8 @@ app = Conveyor("demo")
 
 #: Seconds in which a worker settles what a child had sent it when the child was stopped.
 SETTLED = 0.1
+#: Seconds in which the last results are here once the worker has ended.
+LAST_WORDS = 10.0
 #: Seconds between looks at whether a run has begun.
 LOOK = 0.002
 
@@ -153,7 +155,10 @@ async def parse_all(files: Sequence[Path], children: int, kill: bool, console: C
                 if await worker.wait():
                     log.seek(0)
                     raise ConveyorError(f"the worker failed; its log:\n{log.read().decode()}")
-                outcomes, killed = await work
+                await asyncio.wait([work], timeout=LAST_WORDS)
+                if not work.done():
+                    raise ConveyorError("the worker has ended, but not all of its tasks have")
+                outcomes, killed = work.result()
                 seconds = time.perf_counter() - began
                 records = await asyncio.gather(*(task.atask() for task in tasks))
                 return Story(outcomes, [each for each in records if each], killed, seconds)

@@ -26,6 +26,7 @@ from conveyor.moments import from_ms
 from conveyor.records import UNLIMITED, Limits, Template
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from conveyor import Conveyor
@@ -237,10 +238,10 @@ class Worker:
         assert self.end(lease, outcome, data, delay_ms=delay_ms) == commands.Verdict.ACCEPTED
         return lease
 
-    def renew(self, *held: Lease) -> list[int]:
+    def renew(self, *held: Lease) -> Sequence[int]:
         """See renew.lua."""
         asked = [(lease.id.encode(), lease.token) for lease in held]
-        return list(self.engine.run(commands.renew(self.engine.keys, asked)))
+        return self.engine.run(commands.renew(self.engine.keys, asked))
 
 
 def settlement(lease: Lease, outcome: str, data: bytes = b"", *, delay_ms: int = 0) -> Settlement:

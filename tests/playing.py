@@ -20,7 +20,7 @@ from conveyor.records import pack_error, payload_of
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from conveyor import Conveyor
+    from conveyor import Conveyor, Task
 
 T = TypeVar("T")
 
@@ -97,6 +97,16 @@ def run(app: Conveyor, coroutine: Coroutine[Any, Any, T]) -> T:
             await app.client.abroker.aclose()
 
     return asyncio.run(clean())
+
+
+def works(app: Conveyor, add: Task[..., int]) -> bool:
+    """Whether calls of a task that adds go there and back, sync and async."""
+
+    async def there_and_back() -> int:
+        return await (await add.adelay(3, 4))
+
+    with Player(app):
+        return add.delay(1, 2).wait(SOON) == 3 and run(app, there_and_back()) == 7
 
 
 async def _await(value: Any) -> Any:

@@ -374,7 +374,7 @@ def fail_at(proxy: Proxy, text: bytes) -> None:
 def test_map_can_be_completed_after_the_server_went_away(server: Server) -> None:
     items = [(number, f"item-{number:04}") for number in range(10 * BATCH)]
     with Proxy(server.port) as proxy, Conveyor("half-way", broker=proxy.url) as app:
-        task = app.task(keep)
+        task = app.task(keep).options(on_existing="error")  # of ids that it was not given
         task.delay(0, "first")
         fail_at(proxy, b"item-0350")
         with pytest.raises(PartialEnqueue) as caught:

@@ -166,7 +166,8 @@ async def _unless_cancelled(call: Awaitable[Any]) -> Any:
     """
     task = asyncio.current_task()
     cancelled = task.cancelling() if task else 0
-    reply = await call
-    if task and task.cancelling() > cancelled:
-        raise asyncio.CancelledError
-    return reply
+    try:
+        return await call
+    finally:
+        if task and task.cancelling() > cancelled:
+            raise asyncio.CancelledError

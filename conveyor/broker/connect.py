@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import redis
 import redis.asyncio
+from redis.asyncio.cluster import ClusterNode as AsyncClusterNode
 from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode
 from redis.exceptions import (
     ClusterDownError,
     ClusterError,
@@ -111,7 +113,9 @@ class Server:
         """
         options = self._options(AsyncRetry(NoBackoff(), 0))
         if self._target.kind == "cluster":
-            return AsyncRedisCluster(require_full_coverage=False, **options)
+            return cast(
+                "AsyncRedisCluster", self._by_nodes(AsyncRedisCluster, AsyncClusterNode, options)
+            )
         if self._target.kind == "sentinel":
             return cast("redis.asyncio.Redis", self._by_sentinels(AsyncSentinel, options))
         return redis.asyncio.Redis(**options)
@@ -183,7 +187,9 @@ class Server:
     def _new_client(self) -> SyncClient:
         options = self._options(Retry(NoBackoff(), 0))
         if self._target.kind == "cluster":
-            return redis.RedisCluster(require_full_coverage=False, **options)
+            return cast(
+                "redis.RedisCluster", self._by_nodes(redis.RedisCluster, ClusterNode, options)
+            )
         if self._target.kind == "sentinel":
             return cast("redis.Redis", self._by_sentinels(Sentinel, options))
         return redis.Redis(**options)
@@ -200,6 +206,10 @@ class Server:
         if self._embedded is not None:
             options["unix_socket_path"] = str(self._embedded.acquire())
         return options
+
+    def _by_nodes(self, cluster: Any, node: Any, options: dict[str, Any]) -> Any:
+        others = [node(*place) for place in self._target.nodes]
+        return cluster(startup_nodes=others, require_full_coverage=False, **options)
 
     def _by_sentinels(self, manager: Any, options: dict[str, Any]) -> Any:
         timeout = TIMEOUT_OF_SEVERAL / len(self._target.sentinels)

@@ -168,7 +168,8 @@ class Link:
             self._lose(error)
 
     def _on_readable(self) -> None:
-        assert self._connection is not None
+        if self._connection is None:
+            return  # lost in this very turn of the loop, after the selector had named it
         try:
             reply = self._connection.read_response(disable_decoding=True)
         except exceptions.NoScriptError:

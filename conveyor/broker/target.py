@@ -2,7 +2,7 @@
 
     redis:// rediss:// valkey:// valkeys:// unix://   one server
     redis+sentinel://host:port,host:port/service[/db] the primary that the sentinels name
-    redis+cluster://host:port                         a cluster (rediss+cluster:// with TLS)
+    redis+cluster://host:port,host:port               a cluster (rediss+cluster:// with TLS)
     embedded://[PATH]                                 our own server, started when needed
 
 Options in a URL's query are those of redis-py. Of a client only the same is taken: it stays its
@@ -36,7 +36,7 @@ AsyncClient: TypeAlias = "redis.asyncio.Redis | AsyncRedisCluster"
 Client: TypeAlias = "SyncClient | AsyncClient"
 Kind: TypeAlias = Literal["single", "sentinel", "cluster", "embedded"]
 
-_SENTINEL_PORT = 26379
+_PORT, _SENTINEL_PORT = 6379, 26379
 _SCHEMES: dict[str, tuple[Kind, str]] = {
     "redis": ("single", "redis"),
     "rediss": ("single", "rediss"),
@@ -65,6 +65,7 @@ class Target:
         address: Where it is, without secrets.
         options: Arguments of `redis.Redis`; of an embedded server, none.
         path: Directory of an embedded server, or "" for the default.
+        nodes: Further nodes of a cluster, in case the one in `options` is away.
         sentinels: Where the sentinels are.
         service: What they call the server.
         sentinel_options: Arguments of `redis.Redis` for the sentinels themselves.
@@ -74,6 +75,7 @@ class Target:
     address: str
     options: Mapping[str, Any]
     path: str = ""
+    nodes: tuple[tuple[str, int], ...] = ()
     sentinels: tuple[tuple[str, int], ...] = ()
     service: str = ""
     sentinel_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -125,10 +127,21 @@ def _of_url(url: str) -> Target:
         return Target(kind, url, {}, path=rest)
     if kind == "sentinel":
         return _of_sentinel_url(address, plain, rest)
-    options = _options(f"{plain}://{rest}", address)
-    if kind == "cluster" and options.pop("db", 0) != 0:
+    if kind == "cluster":
+        return _of_cluster_url(address, plain, rest)
+    return Target(kind, address, _options(f"{plain}://{rest}", address))
+
+
+def _of_cluster_url(address: str, plain: str, rest: str) -> Target:
+    """Splits [user:password@]host:port,host:port[?options]."""
+    authority, mark, query = rest.partition("?")
+    credentials, at, place = authority.rpartition("@")
+    hosts, slash, database = place.partition("/")
+    first, _, others = hosts.partition(",")
+    options = _options(f"{plain}://{credentials}{at}{first}{slash}{database}{mark}{query}", address)
+    if options.pop("db", 0) != 0:
         raise ConfigurationError(f"broker {address!r} names a database: a cluster has only one")
-    return Target(kind, address, options)
+    return Target("cluster", address, options, nodes=_hosts(others, _PORT, address))
 
 
 def _of_sentinel_url(address: str, plain: str, rest: str) -> Target:
@@ -142,14 +155,16 @@ def _of_sentinel_url(address: str, plain: str, rest: str) -> Target:
             f"broker {address!r} names no service: use redis+sentinel://HOST:PORT,HOST:PORT/SERVICE"
         )
     options = _options(f"{plain}://{credentials}{at}{tail and '/'}{tail}{mark}{query}", address)
+    sentinels = _hosts(hosts, _SENTINEL_PORT, address)
+    return Target("sentinel", address, options, sentinels=sentinels, service=service)
+
+
+def _hosts(text: str, port: int, address: str) -> tuple[tuple[str, int], ...]:
     try:
-        found = [urlsplit(f"//{host}") for host in hosts.split(",")]
-        sentinels = tuple(
-            (one.hostname or "localhost", one.port or _SENTINEL_PORT) for one in found
-        )
+        found = [urlsplit(f"//{host}") for host in text.split(",") if host]
+        return tuple((one.hostname or "localhost", one.port or port) for one in found)
     except ValueError:
         raise _malformed(address) from None
-    return Target("sentinel", address, options, sentinels=sentinels, service=service)
 
 
 def _options(url: str, address: str) -> dict[str, Any]:
@@ -213,9 +228,10 @@ def _of_cluster(client: redis.RedisCluster | AsyncRedisCluster) -> Target:
     options = _shared(given, given.get("connection_class"), but=("host", "port", "db"))
     if given.get("ssl"):
         options["ssl"] = True
-    node = next(iter(manager.startup_nodes.values()))
+    node, *others = manager.startup_nodes.values()
     options |= {"host": node.host, "port": node.port}
-    return Target("cluster", _address("redis+cluster", options), options)
+    nodes = tuple((other.host, other.port) for other in others)
+    return Target("cluster", _address("redis+cluster", options), options, nodes=nodes)
 
 
 def _shared(

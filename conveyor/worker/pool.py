@@ -21,14 +21,13 @@ from conveyor.worker.child import Ends, Work, run_child
 from conveyor.worker.frames import (
     OutcomeFrame,
     StopFrame,
-    make_pair,
     receive_large_outcome,
     receive_outcome,
     send_job,
     send_stop,
-    take_back,
 )
-from conveyor.worker.job import ASYNC, SYNC, Job
+from conveyor.worker.job import ASYNC, SYNC
+from conveyor.worker.process import Child, Lane
 from conveyor.worker.slots import Slots
 
 if TYPE_CHECKING:
@@ -49,69 +48,6 @@ STUCK: Final = 0.025
 HARD_STOP: Final = 1.0
 #: Seconds before a child that died without having run anything is replaced.
 RESPAWN_PAUSE: Final = 1.0
-
-
-class Lane:
-    """One work socket of a child, both ends, and what was sent through it."""
-
-    def __init__(self, width: int) -> None:
-        self.near, self.far = make_pair()
-        self.width = width
-        self.inflight: dict[int, Job] = {}
-        self.moved_at = 0.0
-        self.full = False
-
-    def take_back(self) -> list[Job]:
-        """What the child has not read, in order."""
-        return [
-            self.inflight.pop(number) for number in take_back(self.far) if number in self.inflight
-        ]
-
-    def close(self) -> None:
-        """Closes both ends: the child reads end of file once it has read the rest."""
-        self.near.close()
-        self.far.close()
-
-
-class Child:
-    """One child process."""
-
-    def __init__(self, slots: Slots, sync: int, asynchronous: int) -> None:
-        self.pid = 0
-        self.pidfd = -1
-        self.slots = slots
-        self.lanes = {SYNC: Lane(sync), ASYNC: Lane(asynchronous)}
-        self.small, self.small_far = make_pair()
-        self.large, self.large_far = make_pair()
-        self.sent = 0
-        self.done = 0
-        self.retiring = False
-        self.alone = False
-        self.kill_at: dict[int, float] = {}
-        self.killed_for: set[int] = set()
-
-    def busy(self) -> int:
-        """How many tasks it has been given and not answered."""
-        return sum(len(lane.inflight) for lane in self.lanes.values())
-
-    def descriptors(self) -> list[int]:
-        """What another child must close of it."""
-        ends = [
-            self.small,
-            self.large,
-            *(end for lane in self.lanes.values() for end in (lane.near, lane.far)),
-        ]
-        return [end.fileno() for end in ends] + ([self.pidfd] if self.pidfd >= 0 else [])
-
-    def close(self) -> None:
-        """Closes all that the parent holds of it."""
-        for lane in self.lanes.values():
-            lane.close()
-        self.small.close()
-        self.large.close()
-        self.slots.close()
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +107,8 @@ class Pool:
         self.children: list[Child] = []
         self._spawn_at = 0.0
         self._next = 0
+        self._kept: dict[str, Child] = {}
+        self.suspects = {SYNC: 0, ASYNC: 0}
 
     def fill(self, now: float) -> None:
         """Starts children until there are as many as there should be."""
@@ -188,33 +126,35 @@ class Pool:
     def send(self, lane: str, jobs: deque[Job], *, short: bool) -> None:
         """Gives jobs to children, idle ones first; what nobody has room for stays.
 
+        A suspect is given a child to itself. While it waits for one, the least busy is kept free
+        for it, and what is behind it goes to the others.
+
         Args:
             lane: Of the jobs.
             jobs: In order; those that are sent are removed.
             short: Whether runs are so short that children may be given some ahead.
         """
-        if not jobs or not self.children:
-            return
-        self._next = (self._next + 1) % len(self.children)
-        order = self.children[self._next :] + self.children[: self._next]
-        for ahead in (0, AHEAD) if short and lane == SYNC else (0,):
-            for child in order:
-                while jobs and self._has_room(child, child.lanes[lane], jobs[0], ahead):
-                    if not self._give(child, child.lanes[lane], jobs[0]):
-                        break
-                    jobs.popleft()
+        self._kept.pop(lane, None)
+        suspects: list[Job] = []
+        while jobs and self.children:
+            if jobs[0].suspect:
+                suspect = jobs.popleft()
+                if not self._send_alone(lane, suspect):
+                    suspects.append(suspect)
+            else:
+                self._send_ordinary(lane, jobs, AHEAD if short and lane == SYNC else 0)
+                if jobs and not jobs[0].suspect:
+                    break
+        jobs.extendleft(reversed(suspects))
+        self.suspects[lane] = len(suspects)
 
-    def free(self, lane: str) -> int:
-        """How many tasks of a lane could begin at once."""
-        return sum(
-            max(0, child.lanes[lane].width - len(child.lanes[lane].inflight))
-            for child in self.children
-            if not child.retiring and not child.alone
-        )
+    def room(self, lane: str) -> int | None:
+        """How many more tasks of a lane could begin at once, less than 0 when some lie ahead.
 
-    def inflight(self, lane: str) -> int:
-        """How many tasks of a lane children have been given."""
-        return sum(len(child.lanes[lane].inflight) for child in self.children)
+        None when no child takes any.
+        """
+        lanes = [child.lanes[lane] for child in self.children if self._is_open(child)]
+        return sum(each.width - len(each.inflight) for each in lanes) if lanes else None
 
     def jobs(self) -> Iterable[Job]:
         """All that children have been given."""
@@ -232,7 +172,7 @@ class Pool:
             for lane in child.lanes.values():
                 stuck = len(lane.inflight) > lane.width and now - lane.moved_at > STUCK
                 if lane.inflight and (everything or stuck):
-                    jobs.extend(lane.take_back())
+                    jobs.extend(child.take_back(lane))
         return jobs
 
     def stop(self, job: Job, reason: int, now: float) -> bool:
@@ -246,7 +186,7 @@ class Pool:
         return False
 
     def tick(self, now: float) -> list[Job]:
-        """Kills children whose runs would not stop, replaces worn ones; returns late runs."""
+        """Kills children whose runs would not stop, lets large ones go; returns late runs."""
         late: list[Job] = []
         for child in self.children:
             for sequence in child.slots.late(now):
@@ -256,7 +196,7 @@ class Pool:
                 if job is not None and sequence not in child.kill_at:
                     late.append(job)
             self._kill_if_due(child, now)
-            if not child.retiring and self._worn(child):
+            if not child.retiring and self._has_grown(child):
                 self._retire(child)
         self.fill(now)
         return late
@@ -290,8 +230,8 @@ class Pool:
                 gone = True
         if outcomes:
             self._on_outcomes(outcomes)
-        if child.retiring and not child.busy():
-            self._dismiss(child)
+        if not child.busy() and (child.retiring or child.sent >= self._max_tasks):
+            self._retire(child)
         return gone
 
     def _answered(self, child: Child, frame: OutcomeFrame) -> Job | None:
@@ -306,12 +246,32 @@ class Pool:
                 return job
         return None
 
-    def _has_room(self, child: Child, lane: Lane, job: Job, ahead: int) -> bool:
-        if child.retiring or child.alone or lane.full or child.sent >= self._max_tasks:
+    def _send_alone(self, lane: str, job: Job) -> bool:
+        child = min(filter(self._is_open, self.children), key=Child.busy, default=None)
+        if child is not None and not child.busy():
+            return self._give(child, child.lanes[lane], job)
+        if child is not None and not any(other.alone for other in self.children):
+            self._kept[lane] = child
+        return False
+
+    def _send_ordinary(self, lane: str, jobs: deque[Job], most_ahead: int) -> None:
+        self._next = (self._next + 1) % len(self.children)
+        order = self.children[self._next :] + self.children[: self._next]
+        for ahead in (0, most_ahead) if most_ahead else (0,):
+            for child in order:
+                while jobs and not jobs[0].suspect and self._has_room(child, lane, ahead):
+                    if not self._give(child, child.lanes[lane], jobs[0]):
+                        break
+                    jobs.popleft()
+
+    def _is_open(self, child: Child) -> bool:
+        if child.retiring or child.alone or child.sent >= self._max_tasks:
             return False
-        if job.suspect:
-            return child.busy() == 0
-        return len(lane.inflight) < lane.width + ahead
+        return not self._kept or child not in self._kept.values()
+
+    def _has_room(self, child: Child, name: str, ahead: int) -> bool:
+        lane = child.lanes[name]
+        return self._is_open(child) and not lane.full and len(lane.inflight) < lane.width + ahead
 
     def _give(self, child: Child, lane: Lane, job: Job) -> bool:
         try:
@@ -351,9 +311,7 @@ class Pool:
             child.killed_for = due
             _signal(child.pid, signal.SIGKILL)
 
-    def _worn(self, child: Child) -> bool:
-        if child.sent >= self._max_tasks:
-            return True
+    def _has_grown(self, child: Child) -> bool:
         return self._max_memory != float("inf") and _memory_of(child.pid) > self._max_memory
 
     def _retire(self, child: Child) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Seconds without claims after a script has failed.
 REST: Final = 1.0
+#: Outcomes after which a task may be queued again at once.
+_AGAIN: Final = ("error", "stall", "interrupted")
 #: Seconds that a bell is left alone while the worker is claiming anyway.
 QUIET: Final = 0.05
 
@@ -50,10 +52,15 @@ class WorkerQueue:
         self.has_work.update(dict.fromkeys(lanes or (SYNC, ASYNC), True))
 
     def note_left(self, exchange: Exchange, left: bytes) -> None:
-        """Takes note of where work is left; what was heard of since the call may be newer."""
+        """Takes note of where work is left; what was heard of since the call may be newer.
+
+        What the call settled may be queued again, which a worker that ends with its work must see.
+        """
         for lane, want in exchange.asked.items():
             if want:
                 self.has_work[lane] = lane.encode() in left or self.rings != exchange.rings
+        if any(each.outcome in _AGAIN and not each.delay_ms for _, each in exchange.batch):
+            self.expect_work()
 
     def settle(self, job: Job, outcome: str, data: bytes = b"", delay_ms: int = 0) -> None:
         """Has a lease ended with the next call."""

@@ -84,6 +84,7 @@ class Supervisor:
         self._held = Holdings(self._queues, self._lanes)
         self._windows = {lane: Window(time.monotonic()) for lane in (SYNC, ASYNC)}
         self._claiming = {SYNC: 0, ASYNC: 0}
+        self._exchanges = 0
         self._next_tick = 0.0
         self._stop_by: float | None = None
         self._killing = False
@@ -219,14 +220,13 @@ class Supervisor:
         if self.stopping:
             assert self._stop_by is not None
             out_of_time = time.monotonic() > self._stop_by + LAST_WORDS
-            quiet = not any(self._claiming.values())
-            return (settled and quiet and not self._pool.children) or (
+            return (settled and not self._exchanges and not self._pool.children) or (
                 out_of_time and self._killing
             )
         if not self.plan.burst:
             return False
         empty = not any(work for queue in self._queues for work in queue.has_work.values())
-        return settled and empty and not any(self._claiming.values())
+        return settled and empty and not self._exchanges
 
     def _close(self) -> None:
         self._pool.shrink()
@@ -305,16 +305,15 @@ class Supervisor:
         """How many more tasks of a lane to claim."""
         if self.stopping or self.paused or self._held.bytes > HELD_BYTES:
             return 0
-        width = self.plan.threads if lane == SYNC else self._async_width()
-        children = sum(not child.retiring for child in self._pool.children)
-        if not children:
+        room = self._pool.room(lane)
+        if room is None:
             return 0
+        width = self.plan.threads if lane == SYNC else self._async_width()
         if not width:
             return SWEEP - self._claiming[lane]
-        slots = children * width
         ahead = self._windows[lane].ahead(self.plan.concurrency * (width if lane == SYNC else 1))
-        held = len(self._held.waiting[lane]) + self._pool.inflight(lane) + self._claiming[lane]
-        return max(0, min(BATCH, slots + ahead - held))
+        held = len(self._held.waiting[lane]) - self._pool.suspects[lane] + self._claiming[lane]
+        return max(0, min(BATCH, room + ahead - held))
 
     def _async_width(self) -> int:
         return self.plan.coroutines if ASYNC in self._lanes.values() else 0
@@ -334,6 +333,7 @@ class Supervisor:
         if not batch and not any(asked.values()):
             return
         queue.calls += 1
+        self._exchanges += 1
         for lane, want in asked.items():
             self._claiming[lane] += want
             wants[lane] -= want
@@ -360,6 +360,7 @@ class Supervisor:
 
     def _on_settled(self, exchange: Exchange, answer: Settled | None) -> None:
         queue = exchange.queue
+        self._exchanges -= 1
         for lane, want in exchange.asked.items():
             self._claiming[lane] -= want
         if answer is None:

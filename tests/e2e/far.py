@@ -1,7 +1,7 @@
 """An app on servers that are several: its worker as a process, and callers in full swing.
 
     with FarWorker(cluster.url, "shop", ["default"]):
-        with Rush(cluster.url, "shop", ["default"]) as rush:
+        with Rush(cluster.url, "shop") as rush:
             cluster.failover(slot)
         rush.check()
 
@@ -167,40 +167,33 @@ class Rush:
 
     Args:
         url: Of the servers.
-        namespace: Whose queues.
-        queues: Names; a worker serves them.
+        namespace: Whose queue "default".
+        long: Seconds that a task takes which runs from the beginning.
 
     Attributes:
         app: The sync callers' app.
-        refused: Calls that raised `BrokerUnavailable`: each was sent or was not.
     """
 
-    def __init__(self, url: str, namespace: str, queues: Sequence[str]) -> None:
-        self.app, self._aapp = far_app(url, namespace), far_app(url, namespace)
-        self.refused = 0
-        self._queues = queues
+    def __init__(self, url: str, namespace: str, *, long: float = 4 * STALL) -> None:
+        self.app = far_app(url, namespace)
+        self._url = url
+        self._refused = 0
         self._numbers = count()
-        self._sent: list[tuple[str, str, int]] = []
+        self._sent: list[tuple[str, int]] = []
         self._stopping = threading.Event()
         self._turns = (threading.Lock(), threading.Lock())
-        self._naps = [
-            self.app.tasks["nap"].options(queue=queue).delay(0.05)
-            for queue in queues
-            for _ in range(40 // len(queues))
-        ]
-        self._long = self.app.tasks["nap"].options(queue=queues[0]).delay(4 * STALL)
-        self._naps.append(self._long)
+        self._long = call(self.app, "nap", long).delay()
+        self._naps = [self._long, *self.app.map([call(self.app, "nap", 0.05)] * 30)]
         self._threads = ThreadPoolExecutor(len(self._naps) + 3)
         self._producers: list[Future[None]] = []
         self._waits: list[Future[Any]] = []
 
     def __enter__(self) -> Self:
         """Begins."""
-        self._waits = [self._threads.submit(nap.wait, DEADLINE) for nap in self._naps[::2]]
-        self._producers = [
-            self._threads.submit(self._produce),
-            self._threads.submit(asyncio.run, self._aproduce()),
-        ]
+        start = self._threads.submit
+        self._producers = [start(self._produce), start(asyncio.run, self._aproduce())]
+        self._waits = [start(nap.wait, DEADLINE) for nap in self._naps]
+        self._waits.append(start(asyncio.run, self._await_naps()))
         self.go_on()
         return self
 
@@ -225,62 +218,60 @@ class Rush:
             lambda: len(self._sent) > before + 100, "calls returning again", seconds=DEADLINE
         )
 
+    def end_waits(self) -> None:
+        """Return when all waits have ended that there were from the beginning."""
+        for wait in self._waits:
+            wait.result(DEADLINE)
+
     def check(self) -> None:
         """Every call that returned has its result, every wait ended, and nothing is left over."""
-        for wait in self._waits:
-            assert wait.result(DEADLINE) is not None
-        # Its lease ran out while no server was there: that is a gap, which extends it, and no stall.
+        self.end_waits()
+        # If its lease ran out while no server was there, that was a gap, and not a stall.
         assert runs(self._long) == (1, 0)
-        for queue, task_id, expected in self._sent:
-            assert self.app.result(task_id, queue).wait(DEADLINE) == expected
-        known = len(self._sent) + len(self._naps)
-        found = [status_of(self.app, queue) for queue in self._queues]
-        assert not any(one.failed or one.cancelled or one.parked for one in found)
-        wait_until(self._drained, "queues empty", seconds=DEADLINE)
-        ended = sum(status_of(self.app, queue).success for queue in self._queues)
-        assert known <= ended <= known + self.refused
+        for task_id, expected in self._sent:
+            assert self.app.result(task_id).wait(DEADLINE) == expected
+        wait_until(self._is_drained, "the queue is empty", seconds=DEADLINE)
+        status = status_of(self.app, "default")
+        assert (status.failed, status.cancelled, status.parked) == (0, 0, 0)
+        known = len(self._naps) + len(self._sent)
+        assert known <= status.success <= known + self._refused
         self.app.close()
         self._threads.shutdown()
 
-    def _drained(self) -> bool:
-        found = [status_of(self.app, queue) for queue in self._queues]
-        return not any(one.queued or one.processing or one.scheduled for one in found)
+    def _is_drained(self) -> bool:
+        status = status_of(self.app, "default")
+        return not (status.queued or status.processing or status.scheduled)
 
     def _next(self, app: Conveyor) -> tuple[int, Call[int]]:
         number = next(self._numbers)
-        queue = self._queues[number % len(self._queues)]
-        task = app.tasks[("add", "aadd")[number // 2 % 2]]
-        return number, task.options(queue=queue).call(number, 1)
+        return number + 1, call(app, ("add", "aadd")[number // 2 % 2], number, 1)
 
     def _produce(self) -> None:
         while not self._stopping.wait(_BETWEEN):
             with self._turns[0]:
-                number, one = self._next(self.app)
+                expected, one = self._next(self.app)
                 try:
-                    self._note(number, one.delay())
+                    self._sent.append((one.delay().id, expected))
                 except BrokerUnavailable:
-                    self.refused += 1
+                    self._refused += 1
 
     async def _aproduce(self) -> None:
-        async with self._aapp as app:
-            awaited = [self._await(app.result(nap.id, nap.queue)) for nap in self._naps[1::2]]
-            waits = asyncio.gather(*awaited)
+        async with far_app(self._url, self.app.namespace) as app:
             while not self._stopping.is_set():
                 await asyncio.sleep(_BETWEEN)
                 with self._turns[1]:
-                    number, one = self._next(app)
+                    expected, one = self._next(app)
                     try:
-                        self._note(number, await one.adelay())
+                        self._sent.append(((await one.adelay()).id, expected))
                     except BrokerUnavailable:
-                        self.refused += 1
-            async with asyncio.timeout(DEADLINE):
-                await waits
+                        self._refused += 1
 
-    async def _await(self, result: TaskResult[Any]) -> Any:
-        return await result
+    async def _await_naps(self) -> None:
+        async def ended(nap: str) -> None:
+            await app.result(nap)
 
-    def _note(self, number: int, result: TaskResult[int]) -> None:
-        self._sent.append((result.queue, result.id, number + 1))
+        async with far_app(self._url, self.app.namespace) as app, asyncio.timeout(DEADLINE):
+            await asyncio.gather(*(ended(nap.id) for nap in self._naps))
 
 
 if __name__ == "__main__":

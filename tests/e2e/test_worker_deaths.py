@@ -7,13 +7,13 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from faults.lab import SOON, Lab
+from faults.lab import SOON, Gate, Lab
 from servers import wait_until
 
-from conveyor import TaskFailed, TaskStatus
+from conveyor import TaskFailed, TaskResult, TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -148,16 +148,52 @@ def test_suspects_run_alone_after_two_deaths(lab: Lab) -> None:
 def test_work_goes_on_beside_a_suspect(lab: Lab) -> None:
     gate = lab.gate()
     with lab.worker("-c", "2"):
-        suspect = lab.tasks.hold.options(stall_retry_limit=5).delay(gate.path)
-        for runs in (1, 2):
-            lab.wait_for_starts(suspect, runs=runs)
-            os.kill(lab.history.read("start", task_id=suspect.id)[-1].process, signal.SIGKILL)
+        suspect = _make_suspect(lab, lab.tasks.hold, gate)
         lab.wait_for_starts(suspect, runs=3)
         assert [one.wait(SOON) for one in lab.tasks.add.map([(1, n) for n in range(100)])]
         assert [one.wait(SOON) for one in lab.tasks.aadd.map([(1, n) for n in range(100)])]
         assert suspect.status is TaskStatus.PROCESSING
         gate.open()
         assert suspect.wait(SOON) == 3
+
+
+def test_what_waits_while_a_suspect_has_the_only_child_is_left_in_the_queue(lab: Lab) -> None:
+    gate = lab.gate()
+    with lab.worker("-c", "1"):
+        suspect = _make_suspect(lab, lab.tasks.hold, gate)
+        lab.wait_for_starts(suspect, runs=3)
+        others = lab.tasks.effect.map([()] * 20) + lab.tasks.aeffect.map([()] * 20)
+        time.sleep(0.5)  # ten times as long as what was claimed in vain is held
+        gate.open()
+        # The fence counts claims: hardly one was claimed and given back.
+        assert sorted(one.wait(SOON) for one in others)[-1] <= 3
+
+
+def test_nothing_waits_behind_a_suspect_that_waits_for_a_child(lab: Lab) -> None:
+    gate, other = lab.gate(), lab.gate()
+    with lab.worker("-c", "2"):
+        suspect = _make_suspect(lab, lab.tasks.ahold, gate)
+        wait_until(lambda: suspect.status is TaskStatus.SCHEDULED, "to run later", seconds=SOON)
+        busy = [lab.tasks.hold.delay(other.path) for _ in range(2)]
+        lab.wait_for_starts(*busy)
+        wait_until(lambda: suspect.status is not TaskStatus.SCHEDULED, "its time", seconds=SOON)
+        # No child is free for the suspect alone, but one is for coroutines.
+        assert [one.wait(SOON) for one in lab.tasks.aadd.map([(1, n) for n in range(50)])]
+        assert lab.history.count("start", task_id=suspect.id) == 2
+        other.open()
+        lab.wait_for_starts(suspect, runs=3)
+        gate.open()
+        assert suspect.wait(SOON)
+        assert [one.wait(SOON) for one in busy]
+
+
+def _make_suspect(lab: Lab, task: Any, gate: Gate) -> TaskResult[Any]:
+    """A task in whose runs two children have died."""
+    suspect = task.options(stall_retry_limit=5).delay(gate.path)
+    for runs in (1, 2):
+        lab.wait_for_starts(suspect, runs=runs)
+        os.kill(lab.history.read("start", task_id=suspect.id)[-1].process, signal.SIGKILL)
+    return suspect
 
 
 def _lives(pid: int) -> bool:

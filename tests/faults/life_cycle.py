@@ -1,4 +1,4 @@
-"""What SPEC and DESIGN say of a task's life, in plain Python: the model the server is compared with.
+"""A task's life as the specification has it, in plain Python: what the server is compared with.
 
 A `Model` is told each step that the server is told, and answers what the server must answer. It
 knows nothing of scripts, keys or packed records. Times are whole milliseconds, on a clock that only
@@ -134,7 +134,9 @@ class Model:
 
     # What workers do.
 
-    def settle(self, settlements: Iterable[Settlement], keep_success: int, park_ms: int) -> list[int]:
+    def settle(
+        self, settlements: Iterable[Settlement], keep_success: int, park_ms: int
+    ) -> list[int]:
         """The verdicts: 1 accepted, 0 stale, 2 settled before."""
         verdicts = [self._settle(one, park_ms) for one in settlements]
         successes = self.sets["ok"]
@@ -186,7 +188,9 @@ class Model:
 
     def earliest(self) -> float:
         """When something is due next; infinite when nothing is."""
-        return min((one for moments in self.sets.values() for one in moments.values()), default=math.inf)
+        return min(
+            (one for moments in self.sets.values() for one in moments.values()), default=math.inf
+        )
 
     def counts(self) -> dict[str, int]:
         """What a status shows."""

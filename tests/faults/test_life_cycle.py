@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -44,7 +45,6 @@ OUTCOMES = (
     "success", "success", "error", "error", "fatal", "stall", "interrupted", "cancelled", "release",
     "park",
 )  # fmt: skip
-
 
 
 class NewTask(NamedTuple):
@@ -94,13 +94,16 @@ endings = st.lists(
 _DUMP = """
 local reply = { {}, {}, {}, {} }
 for i = 2, 21 do reply[1][i - 1] = redis.call('LRANGE', KEYS[1] .. ARGV[i], 0, -1) end
-for i = 22, 28 do reply[2][i - 21] = redis.call('ZRANGE', KEYS[1] .. ARGV[i], 0, -1, 'WITHSCORES') end
+for i = 22, 28 do
+  reply[2][i - 21] = redis.call('ZRANGE', KEYS[1] .. ARGV[i], 0, -1, 'WITHSCORES')
+end
 for i, name in ipairs({ 'tombstones', 'm', 'broken' }) do
   reply[3][i] = redis.call('HGETALL', KEYS[1] .. name)
 end
 for i = 0, tonumber(ARGV[1]) do
-  local id = string.format('t%02d', i)
-  reply[4][i + 1] = { redis.call('GET', KEYS[1] .. 't:' .. id), redis.call('HGET', KEYS[1] .. 'x:' .. id, 'n') }
+  local id = string.format(':t%02d', i)
+  local record = redis.call('GET', KEYS[1] .. 't' .. id)
+  reply[4][i + 1] = { record, redis.call('HGET', KEYS[1] .. 'x' .. id, 'n') }
 end
 return reply
 """
@@ -298,7 +301,9 @@ class LifeCycle(RuleBasedStateMachine):
             worker,
             number,
             [
-                commands.Settlement(one.id.encode(), one.token, one.outcome, b"\x93\xa1E\xa0\xa0", one.delay)
+                commands.Settlement(
+                    one.id.encode(), one.token, one.outcome, b"\x93\xa1E\xa0\xa0", one.delay
+                )
                 for one in settlements
             ],
             sync=sync,
@@ -309,14 +314,18 @@ class LifeCycle(RuleBasedStateMachine):
         answer = self.engine.run(command)
         assert answer.now_ms == self.model.now
         assert answer.verdicts == self.model.settle(settlements, keep_success, PARK_MS)
-        claimed = self.model.claim(worker, number, sync, asynchronous) if sync + asynchronous else []
+        claimed = (
+            self.model.claim(worker, number, sync, asynchronous) if sync + asynchronous else []
+        )
         assert [one.decode() for one in answer.claimed[::2]] == claimed
         for task_id, record in zip(claimed, answer.claimed[1::2], strict=True):
             assert record[10:22] == self.model.tasks[task_id].token
             self.held.append((task_id, record[10:22]))
 
     def _dump(self) -> Any:
-        reply = self.engine.call("EVAL", _DUMP, 1, self.engine.keys.prefix, HIGHEST, *LISTS, *_SORTED)
+        reply = self.engine.call(
+            "EVAL", _DUMP, 1, self.engine.keys.prefix, HIGHEST, *LISTS, *_SORTED
+        )
         lists, sorts, hashes, raw = reply
         ready = {
             name: [one.decode() for one in ids]
@@ -353,7 +362,8 @@ def _facts(task: Task) -> tuple[Any, ...]:
 
 def _read(record: bytes, attempts: bytes | None) -> tuple[Any, ...]:
     (
-        _, _, state, flags, _, starts, nonce, _, _, due, _, expires, errors, stalls, interruptions, *_
+        _, _, state, flags, _, starts, nonce, _, _, due, _, expires,
+        errors, stalls, interruptions, *_,
     ) = HEADER.unpack_from(record)  # fmt: skip
     return (
         state, starts.to_bytes(4, "little") + nonce, int.from_bytes(due, "little"),
@@ -365,8 +375,9 @@ def _read(record: bytes, attempts: bytes | None) -> tuple[Any, ...]:
 @pytest.mark.timeout(0 if LONG else 600)
 def test_the_life_of_tasks() -> None:
     with Server() as server, Conveyor("life", broker=server.url) as app:
+        machine: Any = partial(LifeCycle, app)
         run_state_machine_as_test(
-            lambda: LifeCycle(app),
+            machine,
             settings=settings(
                 max_examples=10_000 if LONG else 300,
                 stateful_step_count=50,

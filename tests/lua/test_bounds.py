@@ -6,7 +6,8 @@ also counts what other programs on the machine took from it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 from engine import Engine, Worker, ids
@@ -74,12 +75,12 @@ def timed(engine: Engine) -> Timed:
     return Timed(engine)
 
 
-def put_many(timed: Timed, **about: str) -> None:
+def put_many(timed: Timed, **about: Any) -> None:
     engine = timed.engine
     new = engine.new("", **about)
     for start in range(0, MANY, BATCH):
         batch = [new._replace(id=name) for name in NAMES[start : start + BATCH]]
-        assert timed.call(lambda batch=batch: engine.enqueue(*batch)) == [None] * BATCH
+        assert timed.call(partial(engine.enqueue, *batch)) == [None] * BATCH
 
 
 def test_a_hundred_thousand_due_at_one_instant(engine: Engine, timed: Timed) -> None:

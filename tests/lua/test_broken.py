@@ -1,11 +1,11 @@
-"""What is no record, or is where it does not belong, is set aside with its reason; the rest goes on."""
+"""What is no record, or is in a wrong place, is set aside with its reason; the rest goes on."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import pytest
-from engine import Engine, Worker, ids
+from engine import Engine, Worker, ids, settlement
 
 from conveyor import SerializationError
 from conveyor.broker import commands
@@ -58,9 +58,7 @@ each_spoiled = pytest.mark.parametrize(
 )
 
 
-def spoil_task(
-    engine: Engine, task_id: str, spoil: Callable[[Engine, str, bytes], None]
-) -> None:
+def spoil_task(engine: Engine, task_id: str, spoil: Callable[[Engine, str, bytes], None]) -> None:
     key = engine.key(f"t:{task_id}")
     record = engine.call("GETDEL", key)
     spoil(engine, key, record)
@@ -137,7 +135,7 @@ def test_among_the_expiring_and_the_ended(
     spoil: Callable[[Engine, str, bytes], None],
     reason: str,
 ) -> None:
-    """Neither decides where a task is, so what is wrong with one is said elsewhere or not at all."""
+    """Neither decides where a task is: what is wrong with one is said elsewhere or not at all."""
     engine.put("ended", "fine")
     engine.put("bad", "a", expires="+1000")
     worker.run("ended", "success")
@@ -164,6 +162,55 @@ def test_asked_for_it_is_not_there(
     one, other = engine.run(commands.read(engine.keys, ["bad", "a"]))
     assert one is None
     assert other is not None
+
+
+@pytest.mark.parametrize(
+    "outcome", ["success", "error", "fatal", "stall", "interrupted", "cancelled", "release", "park"]
+)
+def test_beside_a_record(engine: Engine, worker: Worker, outcome: str) -> None:
+    """Progress, attempts and who waits are lost with it; the task is not."""
+    engine.put("a", "b", error_retry_limit=1)
+    a, b = worker.claim(2)
+    engine.run(commands.wait(engine.keys, "me", ["a"]))
+    engine.call("SET", engine.key("x:a"), "no hash")
+    settlements = settlement(a, outcome, b"\x93\xa1E\xa1m\xa0"), settlement(b, "success", b"\x07")
+    assert worker.send(*settlements).verdicts == [1, 1]
+    assert len(engine.places("a")) == 1
+    assert engine.places("b") == ["ok"]
+
+
+@pytest.mark.parametrize("end", ["expire", "stall", "cancel", "give up"])
+def test_beside_a_record_that_no_worker_ends(engine: Engine, worker: Worker, end: str) -> None:
+    engine.put("a", expires="+1000", stall_ms=1000, stall_retry_limit=0)
+    if end in ("stall", "give up"):
+        (lease,) = worker.claim()
+    if end == "give up":
+        worker.send(settlement(lease, "park", b"unknown"), park_ms=500)
+    engine.call("SET", engine.key("x:a"), "no hash")
+    if end == "cancel":
+        engine.cancel("a")
+    engine.advance(1)
+    engine.maintain()
+    assert engine.places("a") == ["cancelled" if end == "cancel" else "failed"]
+
+
+def test_beside_a_record_that_is_only_looked_at(engine: Engine, worker: Worker) -> None:
+    engine.put("running", "parked", "ended")
+    running, parked, ended = worker.claim(3)
+    worker.end(parked, "park", b"unknown")
+    worker.end(ended, "success", b"\x07")
+    for one in ("running", "parked", "ended"):
+        engine.call("DEL", engine.key(f"x:{one}"))
+        engine.call("SET", engine.key(f"x:{one}"), "no hash")
+    assert engine.task("ended").result == 7
+    assert engine.app.result("ended").wait(1) == 7
+    assert engine.run(commands.status(engine.keys)).parked_reasons == {b"parked": b""}
+    assert engine.run(commands.unpark(engine.keys, 0, ["app.add"])) == -1
+    assert engine.run(commands.progress(engine.keys, "running", running.token, "p", b"\x07"))
+    assert engine.task("running").progress == 7
+    assert engine.broken() == dict.fromkeys(
+        ("parked", "running"), "what lay beside the record was no hash"
+    )
 
 
 def test_a_foreign_id_in_each_place(engine: Engine, worker: Worker) -> None:

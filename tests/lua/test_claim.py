@@ -42,7 +42,16 @@ def test_tasks_are_claimed_in_the_order_they_were_queued(engine: Engine, worker:
 def test_higher_priorities_go_first(engine: Engine, worker: Worker) -> None:
     for priority in (0, 5, 9, 4):
         engine.put(f"{priority}a", f"{priority}b", priority=priority)
-    assert ids(worker.claim(3) + worker.claim(9)) == ["9a", "9b", "5a", "5b", "4a", "4b", "0a", "0b"]
+    assert ids(worker.claim(3) + worker.claim(9)) == [
+        "9a",
+        "9b",
+        "5a",
+        "5b",
+        "4a",
+        "4b",
+        "0a",
+        "0b",
+    ]
 
 
 def test_each_lane_is_claimed_for_itself(engine: Engine, worker: Worker) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from engine import Engine, Worker, ids
@@ -58,6 +58,19 @@ def test_promotion_wakes_a_worker(engine: Engine) -> None:
     assert engine.markers() == {"a"}
 
 
+def test_an_orchestrator_reminds_workers_of_what_is_ready(engine: Engine, worker: Worker) -> None:
+    """Whoever took the marker may have died before it claimed."""
+    engine.put("a", flags=16, priority=0)
+    for _ in range(2):
+        engine.take_markers()
+        engine.maintain()
+        assert engine.markers() == {"a"}
+    worker.claim(0, 1)
+    engine.take_markers()
+    engine.maintain()
+    assert engine.markers() == set()
+
+
 def test_an_orchestrator_is_told_when_to_come_back(engine: Engine) -> None:
     assert engine.maintain().next_due_ms is None
     engine.put("a", due="+1000")
@@ -80,7 +93,7 @@ def test_an_orchestrator_moves_a_bounded_number_and_says_that_there_is_more(engi
 
 @pytest.mark.parametrize("kind", ["scheduled", "leased", "expiring"])
 def test_an_orchestrator_moves_a_bounded_number_of_bytes(engine: Engine, kind: str) -> None:
-    about = {
+    about: dict[str, dict[str, Any]] = {
         "scheduled": {"due": "+1000"},
         "leased": {"stall_ms": 1000},
         "expiring": {"expires": "+1000"},

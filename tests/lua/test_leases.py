@@ -1,4 +1,4 @@
-"""While a task runs: renew.lua keeps its lease, progress.lua what it says, and silence is no stall."""
+"""While a task runs: its lease (renew.lua), what it says (progress.lua), a server gone silent."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import pytest
 from engine import Engine, Worker, ids
 from servers import Server, wait_until
 
-from conveyor import Conveyor, TaskStatus
+from conveyor import Conveyor
 from conveyor.broker import commands
-from conveyor.records import pack_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A server out of memory takes no new work and lets the work it has end; SCRIPT FLUSH is not felt."""
+"""A server out of memory takes no new work and lets what it has end; SCRIPT FLUSH is not felt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conveyor.broker import commands
 from conveyor.records import pack_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from servers import Server
 
@@ -87,7 +87,7 @@ def test_progress_is_refused_and_harms_nothing(
 def test_scripts_that_the_server_forgot_are_sent_again(engine: Engine, worker: Worker) -> None:
     engine.put("a", "b", "c", due="+1000")
     engine.advance(1)
-    for step in (
+    steps: tuple[Callable[[], bool], ...] = (
         lambda: engine.maintain().moved == 3,
         lambda: engine.enqueue(engine.new("d")) == [None],
         lambda: ids(leases(worker.send(sync=9))) == list("abcd"),
@@ -99,6 +99,7 @@ def test_scripts_that_the_server_forgot_are_sent_again(engine: Engine, worker: W
         lambda: engine.run(commands.wait(engine.keys, "me", ["a"])) == [True],
         lambda: engine.run(commands.hello(engine.keys, "", 0, b"")) == engine.now_ms,
         lambda: not engine.run(commands.progress(engine.keys, "a", b"", "p", b"")),
-    ):
+    )
+    for step in steps:
         engine.call("SCRIPT", "FLUSH")
         assert step()

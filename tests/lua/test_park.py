@@ -1,4 +1,4 @@
-"""A task whose name a worker does not know is parked, until one comes that does, or its time is up."""
+"""A task whose name no worker knows is parked until one comes that does, or it is given up."""
 
 from __future__ import annotations
 

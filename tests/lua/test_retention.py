@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from engine import Engine, Worker, settlement
@@ -55,7 +56,7 @@ def test_an_orchestrator_is_woken_for_an_earlier_removal(engine: Engine, worker:
     ],
 )
 def test_a_task_that_is_not_kept_is_gone_as_soon_as_it_ends(
-    engine: Engine, worker: Worker, outcome: str, limits: dict[str, int]
+    engine: Engine, worker: Worker, outcome: str, limits: dict[str, Any]
 ) -> None:
     engine.put("a", error_retry_limit=1, **limits)
     worker.run("a", "error", ERROR)

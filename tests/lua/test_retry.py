@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 from engine import Engine, Worker, ids
 
@@ -63,6 +66,17 @@ def test_no_limit_is_no_limit(engine: Engine, worker: Worker) -> None:
     task = engine.task("a")
     assert (task.error_retries, task.stall_retries) == (10, 10)
     assert task.error == "ValueError: no"
+
+
+def test_unlimited_is_infinity_to_callers(engine: Engine) -> None:
+    @engine.app.task(name="app.add")
+    def add() -> None: ...
+
+    add.options(
+        id="a", retry_limit=math.inf, error_retry_limit=math.inf, stall_retry_limit=7
+    ).delay()
+    task = engine.task("a")
+    assert (task.retry_limit, task.error_retry_limit, task.stall_retry_limit) == (None, math.inf, 7)
 
 
 def test_an_error_retry_waits_for_its_delay(engine: Engine, worker: Worker) -> None:
@@ -175,7 +189,7 @@ def test_an_interrupted_task_goes_back_to_the_head_uncounted(
     ],
 )
 def test_a_task_that_may_run_at_most_once_fails_when_it_is_interrupted(
-    engine: Engine, worker: Worker, limits: dict[str, int]
+    engine: Engine, worker: Worker, limits: dict[str, Any]
 ) -> None:
     engine.put("a", **limits)
     worker.run("a", "interrupted", pack_error("TaskInterrupted", "shutdown"))

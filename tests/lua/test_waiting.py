@@ -32,7 +32,8 @@ class Listener:
     """A process that subscribed to its own channel, as its raw messages."""
 
     def __init__(self, engine: Engine, name: str) -> None:
-        self.connection = engine.broker.server.connection(engine.keys.memory)
+        server: Any = engine.broker.server
+        self.connection = server.connection(engine.keys.memory)
         self.connection.send_command("SSUBSCRIBE", engine.keys.outcomes(name))
         assert self.connection.read_response()[0] == b"ssubscribe"
 
@@ -43,7 +44,7 @@ class Listener:
     def heard_nothing(self) -> bool:
         """Whether nothing was published before a PING was answered."""
         self.connection.send_command("PING")
-        return self.connection.read_response()[0] == b"pong"
+        return bool(self.connection.read_response()[0] == b"pong")
 
 
 def waiting(engine: Engine, task_id: str) -> Callable[[], bool]:
@@ -136,7 +137,7 @@ def test_a_wait_that_is_over_says_whether_anyone_works(engine: Engine) -> None:
     with pytest.raises(WaitTimeout, match="no worker listens"):
         engine.app.result("a").wait(0.01)
     engine.run(commands.hello(engine.keys, "77777777", 60_000, b"about"))
-    with pytest.raises(WaitTimeout, match="has not ended after 0.01 s$"):
+    with pytest.raises(WaitTimeout, match=r"has not ended after 0\.01 s$"):
         engine.app.result("a").wait(0.01)
 
 
@@ -168,9 +169,7 @@ def test_a_large_outcome_that_is_kept_is_told_by_its_id_alone(
     assert reply.record.endswith(b"x" * 65_536)
 
 
-def test_a_retry_is_no_end_and_keeps_who_waits(
-    engine: Engine, worker: Worker
-) -> None:
+def test_a_retry_is_no_end_and_keeps_who_waits(engine: Engine, worker: Worker) -> None:
     engine.put("a", error_retry_limit=9, stall_retry_limit=9)
     listener = Listener(engine, "one")
     engine.run(commands.wait(engine.keys, "one", ["a"]))

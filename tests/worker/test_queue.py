@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from conveyor.broker.commands import BATCH, BATCH_BYTES
 from conveyor.broker.keys import QueueKeys
 from conveyor.options import make_plan
@@ -66,3 +68,24 @@ def test_work_that_was_heard_of_during_a_claim_is_not_forgotten() -> None:
     queue.expect_work("r")
     queue.note_left(during, b"")
     assert queue.has_work["r"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "delay_ms", "looked_for"),
+    [
+        ("stall", 0, True),
+        ("error", 0, True),
+        ("interrupted", 0, True),
+        ("error", 1000, False),
+        ("success", 0, False),
+        ("fatal", 0, False),
+    ],
+)
+def test_what_may_be_queued_again_at_once_is_looked_for(
+    outcome: str, delay_ms: int, looked_for: bool
+) -> None:
+    queue = queue_with(1)
+    job, _ = queue.take_batch()[0]
+    queue.settle(job, outcome, b"", delay_ms)
+    queue.note_left(Exchange(queue, queue.take_batch(), {"r": 1, "a": 1}, 0.0, queue.rings), b"")
+    assert any(queue.has_work.values()) is looked_for

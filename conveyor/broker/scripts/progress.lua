@@ -17,5 +17,5 @@
 
 local record = load(ARGV[1])
 if not record or token_of(record) ~= ARGV[2] or state_of(record) ~= PROCESSING then return 0 end
-redis.call('HSET', Q .. 'x:' .. ARGV[1], ARGV[3], ARGV[4])
+redis.call('HSET', extras(ARGV[1]), ARGV[3], ARGV[4])
 return 1

@@ -15,6 +15,6 @@
 local reply = {}
 for i, id in ipairs(ARGV) do
   local record = load(id)
-  reply[i] = record and { record, redis.call('HGETALL', Q .. 'x:' .. id) } or false
+  reply[i] = record and { record, read_extras(id) } or false
 end
 return reply

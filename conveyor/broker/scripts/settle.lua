@@ -47,7 +47,7 @@ end
 function outcomes.park(id, record, reason)
   if cancelled_instead(id, record) then return end
   redis.call('SETRANGE', Q .. 't:' .. id, 2, string.char(PARKED))
-  redis.call('HSET', Q .. 'x:' .. id, 'u', reason)
+  redis.call('HSET', extras(id), 'u', reason)
   redis.call('ZADD', Q .. 'parked', now + ARGV[6], id)
   wake_orchestrator(now + ARGV[6])
   arm_expiry(id, record)

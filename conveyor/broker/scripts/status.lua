@@ -32,7 +32,8 @@ end
 local parked = {}
 for _, id in ipairs(redis.call('ZRANGE', Q .. 'parked', 0, 19)) do
   parked[#parked + 1] = id
-  parked[#parked + 1] = redis.call('HGET', Q .. 'x:' .. id, 'u') or ''
+  local reason = redis.pcall('HGET', Q .. 'x:' .. id, 'u')
+  parked[#parked + 1] = type(reason) == 'string' and reason or ''
 end
 
 local counts = { size('s'), queued + size('parked'), size('l'), size('ok'), size('failed'), size('cancelled'), size('parked') }

@@ -27,7 +27,7 @@ for _, id in ipairs(ids) do
     set_aside(id, reason or 'listed as parked but is not')
   elseif known[name_of(record)] then
     redis.call('ZREM', Q .. 'parked', id)
-    redis.call('HDEL', Q .. 'x:' .. id, 'u')
+    redis.call('HDEL', extras(id), 'u')
     queue_again(id, record, push_tail)
   else
     kept = kept + 1

@@ -14,7 +14,7 @@
 --   5 bounded (at most 100 ids), 7 repeatable, 8 works when memory is full
 
 local function register(id, record)
-  local extra = Q .. 'x:' .. id
+  local extra = extras(id)
   local waiters = redis.call('HGET', extra, 'w')
   if not waiters then
     redis.call('HSET', extra, 'w', ARGV[1])
@@ -30,7 +30,7 @@ for i = 2, #ARGV do
   if not record then
     reply[#reply + 1] = false
   elseif ENDED_SETS[state_of(record)] then
-    reply[#reply + 1] = { record, redis.call('HGETALL', Q .. 'x:' .. ARGV[i]) }
+    reply[#reply + 1] = { record, read_extras(ARGV[i]) }
   else
     register(ARGV[i], record)
     reply[#reply + 1] = 1

@@ -11,10 +11,10 @@ end
 
 -- A small outcome travels with the wake-up, and so does one whose record is gone.
 local function publish_outcome(id, record, removed)
-  local waiters = redis.call('HGET', Q .. 'x:' .. id, 'w') or ''
+  local waiters = redis.call('HGET', extras(id), 'w') or ''
   local message = { id }
   if removed or #record <= INLINE_OUTCOME then
-    message = { id, record, redis.call('HGETALL', Q .. 'x:' .. id) }
+    message = { id, record, read_extras(id) }
   end
   local packed = cmsgpack.pack(message)
   for waiter in string.gmatch(waiters, '[^,]+') do redis.call('SPUBLISH', Q .. 'd:' .. waiter, packed) end
@@ -44,6 +44,6 @@ local function finish(id, record, state, result)
 end
 
 local function fail(id, record, error)
-  redis.call('HSET', Q .. 'x:' .. id, 'e', error)
+  redis.call('HSET', extras(id), 'e', error)
   finish(id, record, FAILED)
 end

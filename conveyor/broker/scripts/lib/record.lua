@@ -11,7 +11,8 @@
 --     23    6 started                                            97    2 length of name
 -- Offsets count from 1; times and durations are ms.              99    4 length of payload
 -- After the header: name, payload (opaque), and once it succeeded the result (opaque).
--- Gives: has_flag, length_without_result, name_of, read, set_aside, state_of, token_of.
+-- Gives: extras, has_flag, length_without_result, name_of, read, read_extras, set_aside, state_of,
+-- token_of.
 
 local VERSION, HEADER = 1, 102
 local SCHEDULED, QUEUED, PROCESSING, SUCCESS, FAILED, CANCELLED, PARKED = 0, 1, 2, 3, 4, 5, 6
@@ -60,4 +61,21 @@ end
 local function set_aside(id, reason)
   redis.call('HINCRBY', M, 'broken', 1)
   if redis.call('HLEN', Q .. 'broken') < 1000 then redis.call('HSET', Q .. 'broken', id, reason) end
+end
+
+-- The key of the hash beside a record. What is no hash there is of no use: it is dropped, and noted.
+local function extras(id)
+  local key = Q .. 'x:' .. id
+  local kind = redis.call('TYPE', key).ok
+  if kind ~= 'hash' and kind ~= 'none' then
+    redis.call('DEL', key)
+    set_aside(id, 'what lay beside the record was no hash')
+  end
+  return key
+end
+
+-- What the hash beside a record holds, for scripts that only read.
+local function read_extras(id)
+  local all = redis.pcall('HGETALL', Q .. 'x:' .. id)
+  return all.err and {} or all
 end

@@ -8,7 +8,7 @@ local KEPT_ATTEMPTS = 10
 
 -- `attempts` is a ring of the last runs in the task's hash: a0 to a9, `n` counts them all.
 local function note_attempt(id, record, outcome, error)
-  local extra = Q .. 'x:' .. id
+  local extra = extras(id)
   local count = redis.call('HINCRBY', extra, 'n', 1)
   redis.call('HSET', extra, 'a' .. (count - 1) % KEPT_ATTEMPTS,
     struct.pack('<I6I6c4B', read('I6', record, 23), now, string.sub(record, 15, 18), #outcome) .. outcome .. error)

@@ -1,0 +1,96 @@
+"""One child process as its parent holds it: sockets, slots, and what it was given."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from conveyor.worker.frames import make_pair, take_back
+from conveyor.worker.job import ASYNC, SYNC, Job
+
+if TYPE_CHECKING:
+    from conveyor.worker.slots import Slots
+
+
+class Lane:
+    """One work socket of a child, both ends, and what was sent through it."""
+
+    def __init__(self, width: int) -> None:
+        self.near, self.far = make_pair()
+        self.width = width
+        self.inflight: dict[int, Job] = {}
+        self.moved_at = 0.0
+        self.full = False
+
+    def take_back(self) -> list[Job]:
+        """What the child has not read, in order."""
+        return [
+            self.inflight.pop(number) for number in take_back(self.far) if number in self.inflight
+        ]
+
+    def close(self) -> None:
+        """Closes both ends: the child reads end of file once it has read the rest."""
+        self.near.close()
+        self.far.close()
+
+
+class Child:
+    """One child process.
+
+    Args:
+        slots: Where it notes what it does.
+        sync: Width of its sync lane.
+        asynchronous: Width of its async lane.
+
+    Attributes:
+        sent: How many tasks it was given, but for those that were taken back.
+        done: How many it has answered.
+        retiring: Whether it is given no more, and let go once it has answered.
+        alone: Whether it runs a suspect, and is given nothing beside it.
+        kill_at: When it is to be killed unless a run has ended, by the run's number.
+        killed_for: The runs for which it was.
+    """
+
+    def __init__(self, slots: Slots, sync: int, asynchronous: int) -> None:
+        self.pid = 0
+        self.pidfd = -1
+        self.slots = slots
+        self.lanes = {SYNC: Lane(sync), ASYNC: Lane(asynchronous)}
+        self.small, self.small_far = make_pair()
+        self.large, self.large_far = make_pair()
+        self.sent = 0
+        self.done = 0
+        self.retiring = False
+        self.alone = False
+        self.kill_at: dict[int, float] = {}
+        self.killed_for: set[int] = set()
+
+    def busy(self) -> int:
+        """How many tasks it has been given and not answered."""
+        return sum(len(lane.inflight) for lane in self.lanes.values())
+
+    def take_back(self, lane: Lane) -> list[Job]:
+        """What it has not read of a lane, in order."""
+        jobs = lane.take_back()
+        self.sent -= len(jobs)
+        self.alone = self.alone and self.busy() > 0
+        return jobs
+
+    def descriptors(self) -> list[int]:
+        """What another child must close of it."""
+        ends = [
+            self.small,
+            self.large,
+            *(end for lane in self.lanes.values() for end in (lane.near, lane.far)),
+        ]
+        return [end.fileno() for end in ends] + ([self.pidfd] if self.pidfd >= 0 else [])
+
+    def close(self) -> None:
+        """Closes all that the parent holds of it."""
+        for lane in self.lanes.values():
+            lane.close()
+        self.small.close()
+        self.large.close()
+        self.slots.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)

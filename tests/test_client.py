@@ -1,0 +1,195 @@
+"""One app in many places at once: event loops, threads, and processes that fork."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+from engine import Engine
+from playing import SOON, Player, end, run, works
+from servers import Server
+
+from conveyor import Conveyor, Task
+from conveyor.errors import BrokerUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+#: Seconds within which a caller whose server is down hears of it.
+PROMPT = 5.0
+
+
+def add(x: int, y: int = 0) -> int:
+    return x + y
+
+
+@pytest.fixture
+def own_server() -> Iterator[Server]:
+    """A server to pause."""
+    with Server() as server:
+        yield server
+
+
+# Event loops
+
+
+def test_async_calls_never_block_the_loop(own_server: Server) -> None:
+    with Conveyor("beating", broker=own_server.url) as app:
+        run(app, _beat_while_paused(app, own_server))
+
+
+async def _beat_while_paused(app: Conveyor, server: Server) -> None:
+    task = app.task(add)
+    result = await task.adelay(1)
+    ended = await task.adelay(2)
+    await asyncio.to_thread(end, app, "success", 1)
+    server.pause()
+    calls = [
+        asyncio.ensure_future(call)
+        for call in (
+            task.adelay(1), task.aschedule(1, after=60), task.amap([(1,)]), result.astatus(),
+            result.atask(), ended.acancel(), app.amap([task.call(1)]), result._await_end(),
+            task.call(1).adelay(), task.call(1).aschedule(after=60),
+        )
+    ]  # fmt: skip
+    for _ in range(50):
+        await asyncio.sleep(0.01)
+    assert not any(call.done() for call in calls)
+    server.resume()
+    await asyncio.wait_for(asyncio.gather(*calls), SOON)
+
+
+def test_many_calls_at_once_use_few_connections(own_server: Server) -> None:
+    async def use() -> None:
+        results = await asyncio.gather(*(app.task(add).adelay(n) for n in range(2000)))
+        assert len({result.id for result in results}) == 2000
+        assert own_server.call("INFO", "clients")["connected_clients"] < 30
+
+    with Conveyor("many", broker=own_server.url) as app:
+        run(app, use())
+        assert Engine(app, stopped=False).counts() == {"queued": 2000}
+
+
+def test_of_many_calls_at_once_each_hears_in_time_of_a_hanging_server(own_server: Server) -> None:
+    async def use() -> None:
+        await app.task(add).adelay(0)
+        own_server.pause()
+        calls = (app.task(add).adelay(n) for n in range(500))
+        began = time.monotonic()
+        errors = await asyncio.gather(*calls, return_exceptions=True)
+        assert time.monotonic() - began < 2 * PROMPT
+        assert {type(error) for error in errors} == {BrokerUnavailable}
+
+    with Conveyor("many-hanging", broker=own_server.url) as app:
+        run(app, use())
+
+
+def test_every_loop_has_its_own_connections(server: Server) -> None:
+    with Conveyor("loops", broker=server.url) as app:
+        task = app.task(add)
+        for n in range(3):
+            assert run(app, task.adelay(n)).created
+        with ThreadPoolExecutor(4) as pool:
+            results = list(pool.map(lambda n: run(app, task.adelay(n)), range(20)))
+        assert all(result.created for result in results)
+
+
+# Threads and forks
+
+
+def test_sixteen_threads_share_an_app(server: Server) -> None:
+    with Conveyor("threads", broker=server.url) as app, ThreadPoolExecutor(16) as pool, Player(app):
+        assert list(pool.map(lambda n: each_reply_is_its_own(app, n), range(16))) == [True] * 16
+
+
+def each_reply_is_its_own(app: Conveyor, number: int) -> bool:
+    """Whether what comes back belongs to what was sent, for calls of all kinds."""
+    task: Task[..., int] = app.task(add)
+    for turn in range(5):
+        mine = number * 1000 + turn
+        result = task.options(id=f"{os.getpid()}-{mine}").delay(mine, 1)
+        record = result.task()
+        many = task.map([(mine, n) for n in range(3)])
+        if record is None or record.args != (mine, 1) or result.wait(SOON) != mine + 1:
+            return False
+        if [one.wait(SOON) for one in many] != [mine, mine + 1, mine + 2]:
+            return False
+    return True
+
+
+def in_children(count: int, work: Callable[[], bool]) -> list[int]:
+    """The exit codes of forks that each do this: 0 for True."""
+    children = []
+    for _ in range(count):
+        pid = os.fork()
+        if pid == 0:
+            code = 2
+            try:
+                code = 0 if work() else 1
+            finally:
+                os._exit(code)
+        children.append(pid)
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_an_app_used_before_a_fork_works_on_both_sides(server: Server) -> None:
+    def child() -> bool:
+        with ThreadPoolExecutor(4) as pool:
+            done = list(pool.map(lambda n: each_reply_is_its_own(app, n), range(4)))
+        app.close()
+        return all(done)
+
+    with Conveyor("forks", broker=server.url) as app:
+        assert works(app, app.task(add))
+        waiting = app.task(add).options(queue="later").delay(1, 1)
+        with ThreadPoolExecutor(17) as pool, Player(app):
+            ours = [pool.submit(each_reply_is_its_own, app, n) for n in range(16)]
+            theirs = pool.submit(waiting.wait, SOON)
+            assert in_children(4, child) == [0] * 4
+            assert all(done.result(SOON) for done in ours)
+            end(app, "success", 2, queue="later")
+            assert theirs.result(SOON) == 2
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_may_happen_while_others_connect(server: Server) -> None:
+    """Whatever lock another thread holds in that moment, the child must not wait for it."""
+    with ThreadPoolExecutor(8) as pool:
+        for turn in range(10):
+            with Conveyor(f"forked-{turn}", broker=server.url) as app:
+                task = app.task(add)
+                connecting = [pool.submit(task.delay, n) for n in range(8)]
+                assert in_children(1, lambda: works_alone(app)) == [0]
+                assert all(one.result(SOON).created for one in connecting)
+
+
+def works_alone(app: Conveyor) -> bool:
+    result = app.task(add).options(queue="child").delay(1, 2)
+    end(app, "success", 3, queue="child")
+    return result.wait(SOON) == 3
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_an_event_loop_of_a_child_is_its_own(server: Server) -> None:
+    def child() -> bool:
+        async def use() -> bool:
+            result = await app.task(add).adelay(1, 2)
+            await asyncio.to_thread(end, app, "success", 3)
+            return await result == 3
+
+        return run(app, use())
+
+    async def parent() -> None:
+        result = await app.task(add).options(queue="parent").adelay(1, 2)
+        waiting = asyncio.ensure_future(result._await_end())
+        assert await asyncio.to_thread(in_children, 2, child) == [0, 0]
+        await asyncio.to_thread(end, app, "success", 3, queue="parent")
+        assert await waiting == 3
+
+    with Conveyor("forked-loops", broker=server.url) as app:
+        run(app, parent())
