@@ -164,6 +164,7 @@ async def parse_all(files: Sequence[Path], children: int, kill: bool, console: C
                 return Story(outcomes, [each for each in records if each], killed, seconds)
             finally:
                 work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
                 if worker.returncode is None:
                     worker.terminate()
                     await worker.wait()

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 _numbers = count(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _long_is_no_setting() -> Iterator[None]:
+    """CONVEYOR_LONG was read when the tests were collected; an app would warn of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CONVEYOR_LONG", raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """A Valkey that all tests share; one that harms its server starts its own."""

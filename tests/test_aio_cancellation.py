@@ -13,18 +13,18 @@ def test_no_cancellation_is_lost(app: Conveyor) -> None:
     @app.task(name="nothing")
     def nothing() -> None: ...
 
-    async def read_on() -> None:
+    async def send_and_read_on() -> None:
         result = await nothing.adelay()
         while await result.atask():
-            await asyncio.sleep(0)
+            pass
 
     async def main() -> None:
         for attempt in range(60):
-            reader = asyncio.create_task(read_on())
-            await asyncio.sleep(0.005 + attempt * 0.00005)  # each time at another moment
-            reader.cancel()
-            await asyncio.wait([reader], timeout=5)
-            assert reader.cancelled()
-        await app.aclose()
+            caller = asyncio.create_task(send_and_read_on())
+            await asyncio.sleep(0.001 + attempt * 0.0001)  # each time at another moment
+            caller.cancel()
+            await asyncio.wait([caller], timeout=5)
+            assert caller.cancelled()
+            await app.aclose()  # the next one begins with the connection
 
     asyncio.run(main())

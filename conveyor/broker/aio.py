@@ -159,7 +159,7 @@ class AsyncBroker:
 
 
 async def _unless_cancelled(call: Awaitable[Any]) -> Any:
-    """The reply, unless the task was cancelled meanwhile.
+    """The reply or the error, unless the task was cancelled meanwhile.
 
     Before Python 3.12 `asyncio.wait_for`, which redis-py uses, loses a cancellation that comes in
     the moment its own call ends (https://github.com/python/cpython/issues/86296).

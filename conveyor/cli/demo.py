@@ -48,7 +48,7 @@ def make_parser() -> Parser:
 def run(options: argparse.Namespace) -> Exit:
     """Runs the demo."""
     directory = Path(options.path or sysconfig.get_path("stdlib")).expanduser()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends with its worker and its server
+    signal.signal(signal.SIGTERM, _interrupt)
     with _private_server():
         from conveyor import demo  # the app learns here where its server is
 
@@ -61,6 +61,11 @@ def run(options: argparse.Namespace) -> Exit:
             files, children=options.concurrency, kill=options.kill, console=make_console()
         )
     return Exit.DONE if succeeded else Exit.FAILED
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    """Ends the demo as Ctrl-C does: with its worker and its server."""
+    signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

@@ -186,7 +186,7 @@ class Pool:
         return False
 
     def tick(self, now: float) -> list[Job]:
-        """Kills children whose runs would not stop, lets large ones go; returns late runs."""
+        """Kills children whose runs would not stop, lets worn ones go; returns late runs."""
         late: list[Job] = []
         for child in self.children:
             for sequence in child.slots.late(now):
@@ -196,7 +196,7 @@ class Pool:
                 if job is not None and sequence not in child.kill_at:
                     late.append(job)
             self._kill_if_due(child, now)
-            if not child.retiring and self._has_grown(child):
+            if not child.retiring and (self._is_spent(child) or self._has_grown(child)):
                 self._retire(child)
         self.fill(now)
         return late
@@ -230,7 +230,7 @@ class Pool:
                 gone = True
         if outcomes:
             self._on_outcomes(outcomes)
-        if not child.busy() and (child.retiring or child.sent >= self._max_tasks):
+        if child.retiring or self._is_spent(child):
             self._retire(child)
         return gone
 
@@ -310,6 +310,12 @@ class Pool:
         if due and not child.killed_for:
             child.killed_for = due
             _signal(child.pid, signal.SIGKILL)
+
+    def _is_spent(self, child: Child) -> bool:
+        """Whether it has begun as many runs as it may: nothing of them can be taken back."""
+        return child.sent >= self._max_tasks and not any(
+            len(lane.inflight) > lane.width for lane in child.lanes.values()
+        )
 
     def _has_grown(self, child: Child) -> bool:
         return self._max_memory != float("inf") and _memory_of(child.pid) > self._max_memory

@@ -85,6 +85,7 @@ class Supervisor:
         self._windows = {lane: Window(time.monotonic()) for lane in (SYNC, ASYNC)}
         self._claiming = {SYNC: 0, ASYNC: 0}
         self._exchanges = 0
+        self._drawn: dict[str, WorkerQueue] = {}
         self._next_tick = 0.0
         self._stop_by: float | None = None
         self._killing = False
@@ -293,8 +294,10 @@ class Supervisor:
             bell.listen(listening, now)
 
     def _release_waiting(self) -> None:
-        for lane in self._held.waiting:
-            self._held.release(lane)
+        """Gives back what waits; once a claim that is under way has come in, to keep the order."""
+        for lane, under_way in self._claiming.items():
+            if not under_way:
+                self._held.release(lane)
 
     def _hand_out(self, lane: str) -> None:
         self._pool.send(
@@ -337,6 +340,8 @@ class Supervisor:
         for lane, want in asked.items():
             self._claiming[lane] += want
             wants[lane] -= want
+            if want:
+                self._drawn.pop(lane, None)
         exchange = Exchange(queue, batch, asked, time.monotonic(), queue.rings)
         command = commands.settle(
             queue.keys,
@@ -351,12 +356,19 @@ class Supervisor:
         link.send(command, functools.partial(self._on_settled, exchange))
 
     def _choose(self, queues: Sequence[WorkerQueue], lane: str) -> WorkerQueue | None:
-        """The queue to claim from: the first with work, or one drawn by weight."""
+        """The queue to claim from: the first with work, or one drawn by weight.
+
+        What was drawn stays so until it has claimed: drawn anew in every call that only settles,
+        the queue that is settled would be drawn too often.
+        """
         now = time.monotonic()
         with_work = [q for q in queues if q.has_work[lane] and now >= q.rests_until]
         if not with_work or self.plan.weights is None:
             return next(iter(with_work), None)
-        return random.choices(with_work, [self.plan.weights[queue.index] for queue in with_work])[0]
+        if self._drawn.get(lane) not in with_work:
+            weights = [self.plan.weights[queue.index] for queue in with_work]
+            self._drawn[lane] = random.choices(with_work, weights)[0]
+        return self._drawn[lane]
 
     def _on_settled(self, exchange: Exchange, answer: Settled | None) -> None:
         queue = exchange.queue

@@ -83,3 +83,15 @@ def test_who_stops_reading_hears_no_complaint(project: Project) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == Exit.FAILED
+
+
+def test_an_unreachable_server_is_one_line_without_the_password(project: Project) -> None:
+    url = "redis://me:secret@127.0.0.1:1/0"
+    commands = (["status", "--json"], ["call", "moment"], ["call", "moment", "--wait"])
+    started = [project.start("-A", "myapp", *each, CONVEYOR_BROKER=url) for each in commands]
+    for process in started:
+        with process:
+            assert process.wait() == Exit.UNREACHABLE
+            assert "cannot reach redis://127.0.0.1:1/0: " in process.output
+            assert "secret" not in process.output
+            assert process.output.count("\n") == 1

@@ -202,5 +202,6 @@ def _has_few_more(node: Server, others: dict[str, bool]) -> bool:
 def _begin_to_move(slot: int, source: Server, target: Server) -> None:
     target.call("CLUSTER", "SETSLOT", slot, "IMPORTING", source.call("CLUSTER", "MYID"))
     source.call("CLUSTER", "SETSLOT", slot, "MIGRATING", target.call("CLUSTER", "MYID"))
-    keys = source.call("CLUSTER", "GETKEYSINSLOT", slot, 10)
-    source.call("MIGRATE", LOOPBACK, target.port, "", 0, 5000, "KEYS", *keys)
+    with source.client() as client:
+        keys = client.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 10)
+        client.execute_command("MIGRATE", LOOPBACK, target.port, "", 0, 5000, "KEYS", *keys)

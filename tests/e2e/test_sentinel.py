@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import redis
 from core import CoreCalls
 from far import (
     DEADLINE,
@@ -73,15 +74,16 @@ def _hang(servers: Sentinel, rush: Rush) -> None:
 
 
 def _demote(servers: Sentinel, rush: Rush) -> None:
-    """It comes back before anyone has noticed, keeps its connections, and is a replica."""
+    """It lives, and keeps its connections, but is a replica that takes no calls."""
     primary = servers.primary
+    promoted = next(server for server in servers.servers if server is not primary)
     with rush.pause():
         replicate(primary, rush.app, "default")
-        primary.pause()
-        _await_another(servers, primary)
-        primary.resume()
-        # As the sentinels will do, some seconds later: until then it takes calls that are lost.
-        primary.call("REPLICAOF", LOOPBACK, servers.primary.port)
+        servers.sentinels[0].call("SENTINEL", "FAILOVER", SERVICE)
+        wait_until(lambda: _is_primary(promoted), "promoted", seconds=DEADLINE)
+        # The sentinels would, seconds later: calls that it takes until then are lost.
+        primary.call("REPLICAOF", LOOPBACK, promoted.port)
+    _await_another(servers, primary)
     rush.go_on()
 
 
@@ -115,3 +117,10 @@ def test_all_servers_are_down() -> None:
 
 def _await_another(servers: Sentinel, primary: Server) -> None:
     wait_until(lambda: servers.primary is not primary, "another primary", seconds=DEADLINE)
+
+
+def _is_primary(server: Server) -> bool:
+    try:
+        return bool(server.call("ROLE")[0] == "master")
+    except redis.ConnectionError:  # a sentinel has cut it
+        return False

@@ -10,7 +10,7 @@ import pytest
 from faults.lab import SOON, Lab
 from servers import wait_until
 
-from conveyor import TaskCancelled, TaskFailed, TaskStatus
+from conveyor import TaskCancelled, TaskFailed, TaskStatus, constant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,9 +54,7 @@ def test_sleep_is_stopped_on_the_main_thread_and_on_the_loop(lab: Lab) -> None:
 
 
 def test_run_that_was_too_slow_is_retried(lab: Lab) -> None:
-    late = lab.tasks.hold.options(
-        execution_timeout=0.2, error_retry_limit=1, backoff="constant"
-    )
+    late = lab.tasks.hold.options(execution_timeout=0.2, error_retry_limit=1, backoff=constant(0.1))
     with lab.worker("-c", "1"):
         gate = lab.gate()
         result = late.delay(gate.path)
@@ -85,7 +83,7 @@ def test_call_of_c_that_hears_nothing_is_ended_with_its_child(lab: Lab) -> None:
         beside = lab.tasks.ahold.delay(gate.path)
         lab.wait_for_starts(beside)
         deaf = lab.tasks.compute_in_c.options(execution_timeout=0.2).delay()
-        with pytest.raises(TaskFailed, match="TaskTimeout: .* did not stop when asked to"):
+        with pytest.raises(TaskFailed, match=r"TaskTimeout: .* did not stop when asked to"):
             deaf.wait(SOON)
         gate.open()
         # What ran beside it was interrupted, which costs it nothing.
@@ -101,7 +99,7 @@ def test_run_that_swallows_its_timeout_is_ended_with_its_child(lab: Lab, task: s
     with lab.worker("-c", "1"):
         stubborn = getattr(lab.tasks, task).options(execution_timeout=0.2)
         result = stubborn.delay(lab.gate().path)
-        with pytest.raises(TaskFailed, match="TaskTimeout: .* did not stop when asked to"):
+        with pytest.raises(TaskFailed, match=r"TaskTimeout: .* did not stop when asked to"):
             result.wait(SOON)
     assert lab.history.count("swallowed", task_id=result.id) == 1
 

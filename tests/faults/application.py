@@ -1,4 +1,4 @@
-"""The app that workers of these tests run: `-A faults.application`, as the environment describes it."""
+"""The app that workers of these tests run, as their environment describes it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Whether what happened, and what the server has, is what was promised: C1 to C9.
 
-Written apart from the product's code: the layout of records and keys is stated here again, so that a
-mistake in one is not repeated in the other. `check` is given the events of all processes and what one
-queue holds, and answers with a sentence a violation, each beginning with the rule's name.
+Written apart from the product's code: the layout of records and keys is stated here again, so that
+a mistake in one is not repeated in the other. `check` is given the events of all processes and what
+one queue holds, and answers with a sentence a violation, each beginning with the rule's name.
 
 C1 what was enqueued for certain ends in one terminal state; what may have been is one task or none
 C2 what succeeded had its effect, in the run that is recorded
@@ -140,7 +140,10 @@ def leftovers(contents: Contents) -> set[str]:
 def read_contents(client: redis.Redis, namespace: str, queue: str = "default") -> Contents:
     """Reads all that a queue has; meant for one that nobody is changing."""
     prefix = f"conveyor:{{{namespace}:{queue}}}:"
-    keys = {key.decode(errors="replace").removeprefix(prefix) for key in client.scan_iter(f"{prefix}*", 5000)}
+    keys = {
+        key.decode(errors="replace").removeprefix(prefix)
+        for key in client.scan_iter(f"{prefix}*", 5000)
+    }
     ids = sorted(key[2:] for key in keys if key.startswith("t:"))
     tombstones = Counter({k.decode(): int(v) for k, v in _hash(client, prefix + "tombstones")})
     memory = {name.decode(): value for name, value in _hash(client, prefix + "m")}
@@ -176,9 +179,7 @@ def parse_record(data: bytes, attempts: Mapping[bytes, bytes]) -> Record:
     )
 
 
-def _check_promises(
-    events: Sequence[Event], contents: Contents, *, drained: bool
-) -> Iterator[str]:
+def _check_promises(events: Sequence[Event], contents: Contents, *, drained: bool) -> Iterator[str]:
     certain = {event.id for event in events if event.name == "enq-ok"}
     for task_id in sorted(certain):
         record = contents.records.get(task_id)
@@ -276,7 +277,7 @@ def _check_places(contents: Contents) -> Iterator[str]:
 def _check_due(events: Sequence[Event], contents: Contents) -> Iterator[str]:
     for event in events:
         record = contents.records.get(event.id)
-        # The due moment of a retry is in the record as well, so only first runs can be judged by it.
+        # A retry's due moment takes the place of the first one's, so only first runs are judged.
         if event.name == "start" and record is not None and not record.attempts:
             early = record.due - event.moment // 1_000_000
             if early > 0:

@@ -1,13 +1,13 @@
 """What processes did, in files that survive them.
 
-Every process appends to a file of its own, a line and a `write` an event, so that neither a SIGKILL nor
-another process can tear one apart:
+Every process appends to a file of its own, a line and a `write` an event, so that neither a SIGKILL
+nor another process can tear one apart:
 
     1764000000123456789 start 5f3a 2
 
-is the moment (POSIX ns), the event, the task's id, and what is known about it (here the fence). Events
-of producers are `enq-try` (before the call), then `enq-ok` or `enq-unknown`; events of runs are `start`
-and `effect` (what the task is there for has happened), each with the run's fence.
+is the moment (POSIX ns), the event, the task's id, and what is known about it (here the fence).
+Events of producers are `enq-try` (before the call), then `enq-ok` or `enq-unknown`; events of runs
+are `start` and `effect` (what the task is there for has happened), each with the run's fence.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """One namespace on a server, with what a test needs to drive it: workers, gates and histories.
 
-    with Lab(server.url, tmp_path) as lab, lab.worker("-c", "1") as worker:
-        gate = lab.gate()
-        result = lab.tasks.hold.delay(gate.path)
-        lab.wait_for_starts(result)
-        os.kill(worker.children()[0], signal.SIGKILL)
-        gate.open()
-        assert result.wait(30) == 2
+with Lab(server.url, tmp_path) as lab, lab.worker("-c", "1") as worker:
+    gate = lab.gate()
+    result = lab.tasks.hold.delay(gate.path)
+    lab.wait_for_starts(result)
+    os.kill(worker.children()[0], signal.SIGKILL)
+    gate.open()
+    assert result.wait(30) == 2
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python -m tests.faults.soak --tasks 100000 --seed 7
 
-runs it by hand, on a server of its own. A producer sends tasks in batches; two workers run them; every
-interval the nemesis does one harm: it kills a child or a worker, which is then replaced, or stops one
-with SIGSTOP for up to two leases. In the end everything must have been done, and the checker agree.
+runs it by hand, on a server of its own. A producer sends tasks in batches; two workers run them;
+every interval the nemesis does one harm: it kills a child or a worker, which is then replaced, or
+stops one with SIGSTOP for up to two leases. In the end everything must have been done, and the
+checker agree.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from servers import Server
+
 from faults.checker import check, repeated_effects
 from faults.lab import Lab
-from servers import Server
 
 if TYPE_CHECKING:
     from workers import RunningWorker
@@ -149,12 +151,15 @@ def main() -> int:
     options = parser.parse_args()
     print(f"seed {options.seed}")
     began = time.monotonic()
-    with Server() as server, tempfile.TemporaryDirectory() as directory:
-        with Lab(server.url, Path(directory)) as lab:
-            soak = Soak(lab, options.tasks, options.seed, rate=options.rate)
-            found = soak.run()
-            events = lab.history.read("start", "effect")
-            stalls = sum(record.stalls for record in lab.contents().records.values())
+    with (
+        Server() as server,
+        tempfile.TemporaryDirectory() as directory,
+        Lab(server.url, Path(directory)) as lab,
+    ):
+        soak = Soak(lab, options.tasks, options.seed, rate=options.rate)
+        found = soak.run()
+        events = lab.history.read("start", "effect")
+        stalls = sum(record.stalls for record in lab.contents().records.values())
     starts = sum(event.name == "start" for event in events)
     print(f"{options.tasks:,} tasks in {time.monotonic() - began:.0f} s, {starts:,} starts")
     print(f"{stalls:,} stalls, {repeated_effects(events):,} repeated effects")

@@ -1,8 +1,8 @@
 """Tasks that tell what they do, wait until they may go on, or do harm.
 
-`Tasks` declares them on an app: a test's own, or the one at the end of `application.py` in a worker's
-process. What a run notes goes to the directory in `TEST_HISTORY`; `path` of a gate is a file that a
-test creates to let a task go on, so no test depends on how long anything takes.
+`Tasks` declares them on an app: a test's own, or the one of `application.py` in a worker's process.
+What a run notes goes to the directory in `TEST_HISTORY`; a gate is a file that a test creates to
+let a task go on, so that no test depends on how long anything takes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import ctypes
 import os
-import signal
 import subprocess
 import time
 from functools import partial
@@ -22,9 +21,10 @@ from conveyor import Context, Conveyor, current_task
 from conveyor.errors import TaskTimeout
 
 from .history import History
+from .misdeeds import MISDEEDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from conveyor import TaskRecord
 
@@ -207,7 +207,7 @@ async def die_with_others(others: int) -> None:
     """Ends its child once so many others run in it, or when it was left alone."""
 
     async def wait() -> None:
-        while _running_here() < others + 1:
+        while len(_here) < others + 1:  # noqa: ASYNC110
             await asyncio.sleep(LOOK)
         os._exit(3)
 
@@ -220,16 +220,12 @@ async def _beside_others(wait: Callable[[], Any]) -> int:
     _here.add(current_task().task.id)
     if current_task().task.stall_retries < 2:
         await wait()
-    note("alone", _running_here())
+    note("alone", len(_here))
     _here.discard(current_task().task.id)
     return note("effect")
 
 
 _here: set[str] = set()
-
-
-def _running_here() -> int:
-    return len(_here)
 
 
 def say(context: Context, gate: str) -> int:
@@ -271,7 +267,7 @@ def flaky(failures: int, kind: str = "ValueError") -> int:
     note("start")
     fence = current_task().fence
     if fence <= failures:
-        raise {"ValueError": ValueError, "KeyError": KeyError, "OSError": OSError}[kind](f"run {fence}")
+        raise {"ValueError": ValueError, "KeyError": KeyError, "OSError": OSError}[kind](fence)
     return fence
 
 
@@ -285,164 +281,28 @@ async def asend_more(x: int) -> int:
     return await (await _declared[os.environ["TEST_HISTORY"]].add.adelay(x, 1))
 
 
-class Unprintable(Exception):
-    """Its text cannot be had."""
-
-    def __str__(self) -> str:
-        raise RuntimeError("no text")
-
-
-class Deadly(Exception):
-    """Whoever asks for its text is to exit."""
-
-    def __str__(self) -> str:
-        raise SystemExit(9)
-
-
-def raise_unprintable() -> None:
-    """Raises what has no text."""
-    raise Unprintable
-
-
-def raise_deadly() -> None:
-    """Raises what exits when it is printed."""
-    raise Deadly
-
-
-def raise_surrogate() -> None:
-    """Raises text that is not UTF-8."""
-    raise ValueError("\ud800 and \x1b[31m\nmore")
-
-
-def raise_much(size: int) -> None:
-    """Raises a message of so many characters."""
-    raise ValueError("é" * size)
-
-
-def raise_deep(depth: int) -> None:
-    """Raises through so many frames, each of its own text."""
-    if depth:
-        raise_deep(depth - 1)
-    raise ValueError("deep")
-
-
-def raise_chain(length: int) -> None:
-    """Raises an error that was caused by one that was caused by …"""
-    error: Exception = ValueError("first")
-    for number in range(length):
-        later = RuntimeError(f"{number}" * 100)
-        later.__cause__ = error
-        error = later
-    raise error
-
-
-def exit_politely() -> None:
-    """Raises SystemExit."""
-    raise SystemExit(3)
-
-
-def interrupt() -> None:
-    """Raises KeyboardInterrupt."""
-    raise KeyboardInterrupt
-
-
-async def aexit_politely() -> None:
-    """Raises SystemExit."""
-    raise SystemExit(3)
-
-
-async def ainterrupt() -> None:
-    """Raises KeyboardInterrupt."""
-    raise KeyboardInterrupt
-
-
-async def cancel_itself() -> None:
-    """Raises what nobody asked for."""
-    raise asyncio.CancelledError("of its own accord")
-
-
-def stop_iteration() -> None:
-    """Raises StopIteration."""
-    raise StopIteration("stop")
-
-
-def exit_generator() -> None:
-    """Raises GeneratorExit."""
-    raise GeneratorExit
-
-
-def generate() -> Iterator[int]:
-    """A generator: what it returns cannot be encoded."""
-    yield 1
-
-
-async def agenerate() -> Any:
-    """An async task that returns a generator."""
-    return generate()
-
-
-def return_object() -> Any:
-    """Returns what cannot be encoded."""
-    return object()
-
-
-def return_surrogate() -> str:
-    """Returns text that is not UTF-8."""
-    return "\ud800"
-
-
-def return_cycle() -> Any:
-    """Returns a list that holds itself."""
-    cycle: list[Any] = []
-    cycle.append(cycle)
-    return cycle
-
-
-def return_much(size: int) -> bytes:
-    """Returns so many bytes."""
-    return b"x" * size
-
-
-def return_hostile() -> Any:
-    """Returns what raises when it is looked at."""
-
-    class Hostile(dict[str, int]):
-        def items(self) -> Any:
-            raise SystemExit(9)
-
-    return Hostile(a=1)
-
-
-def kill_itself(number: int) -> None:
-    """Sends its child a signal."""
-    note("start")
-    os.kill(os.getpid(), signal.Signals(number))
-
-
-def _in_half_a_second(record: TaskRecord, error: BaseException) -> float:
+def _soon(record: TaskRecord, error: BaseException) -> float:
     history().note("backoff", record.id, record.error_retries, type(error).__name__)
     return 0.01 * (record.error_retries + 1)
 
 
-def _never(record: TaskRecord, error: BaseException) -> float:
+def _never(_record: TaskRecord, _error: BaseException) -> float:
     return float("inf")
 
 
-def _nowhere(record: TaskRecord, error: BaseException) -> float:
+def _nan(_record: TaskRecord, _error: BaseException) -> float:
     return float("nan")
 
 
-def _broken(record: TaskRecord, error: BaseException) -> float:
+def _broken(_record: TaskRecord, _error: BaseException) -> float:
     raise RuntimeError("no idea")
 
 
 _PLAIN = (
-    noop, add, aadd, echo, where, effect, aeffect, nap, hold, ahold, hold_stubbornly, ahold_stubbornly,
-    hold_then_speak, swallow, compute_in_c, hold_interpreter, exit_process, crash, run_twice, fail_twice,
-    start_program, hoard, wait_for_the_last, die_with_others, send_more, asend_more, raise_unprintable,
-    raise_deadly, raise_surrogate, raise_much, raise_deep, raise_chain, exit_politely, interrupt,
-    aexit_politely, ainterrupt, cancel_itself, stop_iteration, exit_generator, generate, agenerate,
-    return_object, return_surrogate, return_cycle, return_much, return_hostile, kill_itself, flaky,
+    noop, add, aadd, echo, where, effect, aeffect, nap, hold, ahold, hold_stubbornly,
+    ahold_stubbornly, hold_then_speak, swallow, compute_in_c, hold_interpreter, exit_process,
+    crash, run_twice, fail_twice, start_program, hoard, wait_for_the_last, die_with_others,
+    send_more, asend_more, flaky, *MISDEEDS,
 )  # fmt: skip
 _BOUND = (say, asay, introduce, ask_again)
 _declared: dict[str, Tasks] = {}
@@ -464,14 +324,20 @@ class Tasks:
             self._declare(app, known, function, bind=True)
         choosy = {"retry_on": (ValueError, OSError), "no_retry_on": [FileNotFoundError, OSError]}
         self._declare(app, known, flaky, name="choosy", backoff="constant", **choosy)
-        for backoff in (_in_half_a_second, _never, _nowhere, _broken):
+        for backoff in (_soon, _never, _nan, _broken):
             self._declare(app, known, flaky, name=f"flaky{backoff.__name__}", backoff=backoff)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"no task {name} is declared here")
 
     def _declare(
-        self, app: Conveyor, known: set[str] | None, function: Any, *, name: str = "", **options: Any
+        self,
+        app: Conveyor,
+        known: set[str] | None,
+        function: Any,
+        *,
+        name: str = "",
+        **options: Any,
     ) -> None:
         name = name or function.__name__
         if known is None or name in known:

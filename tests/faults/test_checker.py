@@ -1,4 +1,4 @@
-"""The checker finds each kind of fault, planted in a sound history or in what a real server holds."""
+"""The checker finds every kind of fault, planted in a history or in what a real server holds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Scene:
-    """A queue where one task each succeeded, was retried, was handed back, failed, was cancelled."""
+    """A queue where one task each succeeded, was retried, handed back, failed and cancelled."""
 
     def __init__(self, app: Conveyor, directory: Path, url: str) -> None:
         self.engine = Engine(app)
@@ -112,7 +112,8 @@ def record_an_older_run(scene: Scene) -> None:
 
 
 def keep_the_result_of_another_run(scene: Scene) -> None:
-    scene.call("SETRANGE", "t:retried", scene.engine.call("STRLEN", scene.engine.key("t:retried")) - 1, b"\1")
+    length = scene.engine.call("STRLEN", scene.engine.key("t:retried"))
+    scene.call("SETRANGE", "t:retried", length - 1, b"\1")
 
 
 def begin_a_lease_twice(scene: Scene) -> None:

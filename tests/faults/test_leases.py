@@ -182,4 +182,3 @@ def _wait_until_idle(lab: Lab) -> None:
         return not lab.client.exists(*markers) and lab.client.info("clients")["blocked_clients"] > 0
 
     wait_until(blocked, "idle", seconds=SOON)
-

@@ -36,7 +36,7 @@ from .life_cycle import ENDED, PARKED, QUEUED, SETS, Model, Settlement, Task
 if TYPE_CHECKING:
     from conveyor.broker.commands import Command, Settled
 
-LONG = "CONVEYOR_LONG" in os.environ
+LONG = bool(os.environ.get("CONVEYOR_LONG"))
 PARK_MS = 50_000
 WORKERS = (b"one ", b"two ")
 KNOWN = "app.known"

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
-from servers import wait_until
 
 from conveyor import SerializationError, TaskFailed, TaskStatus
 
@@ -25,7 +24,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def lab(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with Lab(server.url, tmp_path_factory.mktemp("outcomes")) as lab, lab.worker("-c", "1") as worker:
+    with (
+        Lab(server.url, tmp_path_factory.mktemp("outcomes")) as lab,
+        lab.worker("-c", "1") as worker,
+    ):
         child = lab.tasks.where.delay().wait(SOON)
         yield lab
         # Nothing here may have cost the child its life.
@@ -66,7 +68,7 @@ def test_25_run_ends_readably(lab: Lab, task: str, error: str) -> None:
 @pytest.mark.parametrize("size", [100, 10_000, 5_000_000])
 def test_25_message_of_any_size_is_kept_within_bounds(lab: Lab, size: int) -> None:
     result = lab.tasks.raise_much.delay(size)
-    with pytest.raises(TaskFailed, match="ValueError: é{100}"):
+    with pytest.raises(TaskFailed, match=r"ValueError: é{100}"):
         result.wait(SOON)
     record = result.task()
     assert len(record.error) < 10_000
@@ -76,7 +78,7 @@ def test_25_message_of_any_size_is_kept_within_bounds(lab: Lab, size: int) -> No
 
 def test_25_traceback_of_any_depth_is_kept_within_bounds(lab: Lab) -> None:
     for result in (lab.tasks.raise_deep.delay(900), lab.tasks.raise_chain.delay(300)):
-        with pytest.raises(TaskFailed, match="ValueError: deep|RuntimeError: 299"):
+        with pytest.raises(TaskFailed, match=r"ValueError: deep|RuntimeError: 299"):
             result.wait(SOON)
         assert len(result.task().traceback) < 40_000
 

@@ -22,7 +22,7 @@ LONG = bool(os.environ.get("CONVEYOR_LONG"))
 
 @pytest.mark.timeout(3 * 3600 if LONG else 120)
 def test_nothing_is_lost_while_processes_die(server: Server, tmp_path: Path) -> None:
-    tasks, rate = (1_000_000, math.inf) if LONG else (30_000, 2_500)
+    tasks, rate = (1_000_000, math.inf) if LONG else (30_000, 3_000)
     with Lab(server.url, tmp_path) as lab:
         soak = Soak(lab, tasks, seed=1, rate=rate)
         found = soak.run()
