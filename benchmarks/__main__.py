@@ -29,6 +29,7 @@ from conveyor.broker import commands
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from datetime import timedelta
 
     from conveyor import TaskResult
     from conveyor.broker.commands import QueueStatus
@@ -53,7 +54,7 @@ def worker(*options: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def rate(key: str, count: int) -> float:
-    """Tasks per second between 5 % and 95 % of the last `count` that ended, by the server's clock."""
+    """Tasks per second between 5 % and 95 % of the last `count` ended, by the server's clock."""
     broker = app.client.broker
     name = broker.keys(app.queue).prefix + key
     total = int(broker.execute(("ZCARD", name)))
@@ -74,9 +75,7 @@ def drain(count: int) -> None:
         task.map([()] * count)
         with worker("-c", "2"):
             wait_until_empty()
-            print(
-                f"drain {task.name}: {rate('ok', count):,.0f}/s between 5 % and 95 % of {count:,}, -c 2"
-            )
+            print(f"drain {task.name}, -c 2: {rate('ok', count):,.0f}/s of {count:,}, 5 % to 95 %")
 
 
 def enqueue(count: int) -> None:
@@ -113,9 +112,8 @@ def idle(_: int) -> None:
         time.sleep(60)
         seconds = time.monotonic() - begun
         calls = _commands() - before - 1
-        print(
-            f"idle: {calls / seconds:.2f} commands/s, {_cpu(process.pid) - cpu:.2f} CPU s in {seconds:.0f} s"
-        )
+        burnt = _cpu(process.pid) - cpu
+        print(f"idle: {calls / seconds:.2f} commands/s, {burnt:.2f} CPU s in {seconds:.0f} s")
 
 
 def fairness(_: int) -> None:
@@ -139,8 +137,8 @@ def fairness(_: int) -> None:
             if r and r.processing_ended_at and r.queued_at
         ]
         print(
-            f"50 short behind a long one: the last was claimed after {max(waits).total_seconds() * 1000:.0f} ms "
-            f"and ended after {max(ends).total_seconds() * 1000:.0f} ms"
+            f"50 short behind a long one: the last was claimed after {_ms(max(waits))}"
+            f" and ended after {_ms(max(ends))}"
         )
         long.wait(timeout=20)
 
@@ -168,6 +166,10 @@ def _span(results: Iterable[TaskResult[None]]) -> float:
     return (max(ends) - min(record.created_at for record in records)).total_seconds()
 
 
+def _ms(duration: timedelta) -> str:
+    return f"{duration.total_seconds() * 1000:.0f} ms"
+
+
 def _commands() -> int:
     info = app.client.broker.server.client().info("commandstats")
     return sum(int(value["calls"]) for value in info.values())
@@ -193,9 +195,8 @@ def main() -> None:
     parser.add_argument("stages", nargs="*", choices=[[], *STAGES], default=[])
     parser.add_argument("-n", type=int, default=100_000, help="tasks where a stage counts them")
     options = parser.parse_args()
-    print(
-        f"Python {sys.version.split()[0]}, {os.cpu_count()} CPUs, {app.client.broker.server.address}"
-    )
+    address = app.client.broker.server.address
+    print(f"Python {sys.version.split()[0]}, {os.cpu_count()} CPUs, {address}")
     for name in options.stages or STAGES:
         STAGES[name](options.n)
     app.close()

@@ -193,7 +193,8 @@ class AsyncLane:
     def _stop(self, frame: StopFrame) -> None:
         task = self._running.get(frame.sequence)
         if task is not None:
-            task.cancel()
+            # Not at once: one that was cancelled before its first step would end without an outcome.
+            self._loop.call_soon(task.cancel)
 
     async def _run(self, run: Run) -> None:
         enter(run.context)

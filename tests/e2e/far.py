@@ -174,7 +174,7 @@ class Rush:
         app: The sync callers' app.
     """
 
-    def __init__(self, url: str, namespace: str, *, long: float = 4 * STALL) -> None:
+    def __init__(self, url: str, namespace: str, *, long: float = 3 * STALL) -> None:
         self.app = far_app(url, namespace)
         self._url = url
         self._refused = 0
@@ -212,11 +212,11 @@ class Rush:
             yield
 
     def go_on(self) -> None:
-        """Return when as many calls again have returned, and so the servers take them."""
+        """Return when calls return, and the last of them has its result."""
         before = len(self._sent)
-        wait_until(
-            lambda: len(self._sent) > before + 100, "calls returning again", seconds=DEADLINE
-        )
+        wait_until(lambda: len(self._sent) > before + 100, "calls returning", seconds=DEADLINE)
+        task_id, expected = self._sent[-1]
+        assert self.app.result(task_id).wait(DEADLINE) == expected
 
     def end_waits(self) -> None:
         """Return when all waits have ended that there were from the beginning."""

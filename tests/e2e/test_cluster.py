@@ -102,7 +102,7 @@ def test_a_slot_moves_slowly(cluster: Cluster) -> None:
     source = cluster.node_of_slot(slot)
     target = next(node for node in cluster.nodes if node is not source)
     with FarWorker(cluster.url, "slow", ["default"]), far_app(cluster.url, "slow") as app:
-        long = call(app, "nap", 5 * STALL).delay()
+        long = call(app, "nap", 4 * STALL).delay()
         results = [long, *app.map([call(app, "nap", 0.1)] * 20)]
         _begin_to_move(slot, source, target)
         assert "redirected too often" in refusal(app)

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,12 +172,14 @@ def test_what_waits_while_a_suspect_has_the_only_child_is_left_in_the_queue(lab:
 
 def test_nothing_waits_behind_a_suspect_that_waits_for_a_child(lab: Lab) -> None:
     gate, other = lab.gate(), lab.gate()
-    with lab.worker("-c", "2"):
+    with lab.worker("-c", "1") as worker:
         suspect = _make_suspect(lab, lab.tasks.ahold, gate)
-        wait_until(lambda: suspect.status is TaskStatus.SCHEDULED, "to run later", seconds=SOON)
-        busy = [lab.tasks.hold.delay(other.path) for _ in range(2)]
+        wait_until(lambda: suspect.task().stall_retries == 2, "to run later", seconds=SOON)
+        worker.kill()
+    busy = lab.tasks.hold.map([(other.path,)] * 2)
+    wait_until(lambda: suspect.task().enqueue_after < datetime.now(UTC), "its time has come")
+    with lab.worker("-c", "2"):
         lab.wait_for_starts(*busy)
-        wait_until(lambda: suspect.status is not TaskStatus.SCHEDULED, "its time", seconds=SOON)
         # No child is free for the suspect alone, but one is for coroutines.
         assert [one.wait(SOON) for one in lab.tasks.aadd.map([(1, n) for n in range(50)])]
         assert lab.history.count("start", task_id=suspect.id) == 2

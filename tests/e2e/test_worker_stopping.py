@@ -58,8 +58,7 @@ def test_run_that_was_too_slow_is_retried(lab: Lab) -> None:
     with lab.worker("-c", "1"):
         gate = lab.gate()
         result = late.delay(gate.path)
-        lab.wait_for_starts(result)
-        wait_until(lambda: result.status is TaskStatus.SCHEDULED, "to be retried", seconds=SOON)
+        wait_until(lambda: result.task().error_retries == 1, "to be retried", seconds=SOON)
         gate.open()
         assert result.wait(SOON) == 2
     assert (result.task().error_retries, result.task().stall_retries) == (1, 0)
