@@ -115,6 +115,11 @@ class Link:
         elif self._current is not None and now >= self._sent_at + self._patience:
             self._lose(redis.TimeoutError(f"no reply within {self._patience:.0f} s"))
 
+    def renew(self) -> None:
+        """Gives the connection up, and connects anew."""
+        if self._connection is not None:
+            self._lose(redis.ConnectionError("given up"))
+
     def close(self) -> None:
         """Closes the connection; nothing more is sent."""
         self._waiting.clear()

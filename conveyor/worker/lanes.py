@@ -193,7 +193,7 @@ class AsyncLane:
     def _stop(self, frame: StopFrame) -> None:
         task = self._running.get(frame.sequence)
         if task is not None:
-            # Not at once: one that was cancelled before its first step would end without an outcome.
+            # Not at once: cancelled before its first step it would end without an outcome.
             self._loop.call_soon(task.cancel)
 
     async def _run(self, run: Run) -> None:

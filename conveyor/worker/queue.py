@@ -22,6 +22,8 @@ REST: Final = 1.0
 _AGAIN: Final = ("error", "stall", "interrupted")
 #: Seconds that a bell is left alone while the worker is claiming anyway.
 QUIET: Final = 0.05
+#: Calls in a row that find a bell not blocked, after which it is on the wrong server.
+MOST_CALLS: Final = 20
 
 
 class WorkerQueue:
@@ -134,6 +136,7 @@ class Bell:
         self._client_id: int | None = None
         self._keys: tuple[str, ...] = ()
         self._called_back = False
+        self._futile_calls = 0
         self._quiet_since = 0.0
         self._meaning: dict[str, tuple[WorkerQueue, str]] = {}
         for queue in queues:
@@ -169,6 +172,7 @@ class Bell:
     def _block(self, keys: tuple[str, ...]) -> None:
         self._keys = keys
         self._called_back = False
+        self._futile_calls = 0
         self.link.send(("BZPOPMIN", *keys, BLOCK), self._woken)
 
     def _call_back_if_deaf(self, keys: list[str]) -> None:
@@ -177,9 +181,15 @@ class Bell:
             self._queues[0].link.send(("CLIENT", "UNBLOCK", self._client_id), self._was_called)
 
     def _was_called(self, unblocked: int | None) -> None:
-        """The call may overtake the one it is to end, on the other connection: then once more."""
-        if not unblocked:
-            self._called_back = False
+        """The call may overtake the one it is to end, on the other connection: then once more.
+
+        If that does not help, the bell hangs on a server that is gone or no longer the primary.
+        """
+        if unblocked == 0:
+            self._futile_calls += 1
+            self._called_back = self._futile_calls >= MOST_CALLS
+            if self._called_back:
+                self.link.renew()
 
     def _woken(self, popped: list[Any] | None) -> None:
         self._keys = ()

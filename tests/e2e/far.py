@@ -194,7 +194,7 @@ class Rush:
         self._producers = [start(self._produce), start(asyncio.run, self._aproduce())]
         self._waits = [start(nap.wait, DEADLINE) for nap in self._naps]
         self._waits.append(start(asyncio.run, self._await_naps()))
-        self.go_on()
+        self._await_calls()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -213,8 +213,7 @@ class Rush:
 
     def go_on(self) -> None:
         """Return when calls return, and the last of them has its result."""
-        before = len(self._sent)
-        wait_until(lambda: len(self._sent) > before + 100, "calls returning", seconds=DEADLINE)
+        self._await_calls()
         task_id, expected = self._sent[-1]
         assert self.app.result(task_id).wait(DEADLINE) == expected
 
@@ -237,6 +236,10 @@ class Rush:
         assert known <= status.success <= known + self._refused
         self.app.close()
         self._threads.shutdown()
+
+    def _await_calls(self) -> None:
+        before = len(self._sent)
+        wait_until(lambda: len(self._sent) > before + 100, "calls returning", seconds=DEADLINE)
 
     def _is_drained(self) -> bool:
         status = status_of(self.app, "default")
