@@ -64,6 +64,8 @@ def test_mypy_finds_what_is_marked() -> None:
 
 @pytest.mark.timeout(180)
 def test_pyright_finds_what_is_marked() -> None:
-    found: list[Any] = json.loads(run("pyright", "--outputjson"))["generalDiagnostics"]
+    found: list[Any] = json.loads(run("pyright", "--pythonpath", sys.executable, "--outputjson"))[
+        "generalDiagnostics"
+    ]
     errors = [(one["file"], one["range"]["start"]["line"] + 1, one["rule"]) for one in found]
     assert collected(errors) == marked(1)

@@ -196,7 +196,9 @@ class Server:
 
     def _options(self, retry: Retry | AsyncRetry) -> dict[str, Any]:
         timeout = TIMEOUT_OF_SEVERAL if self.clustered else TIMEOUT
-        options: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+        # A caller that is cut off from a cluster tries its nodes one after another.
+        connecting = timeout / 2 if self.clustered else timeout
+        options: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": connecting}
         options |= {
             **self._target.options,
             "protocol": 2,

@@ -26,6 +26,7 @@ from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
 from redis.crc import key_slot
 from servers import LOOPBACK, Cluster, wait_until
 
+from conveyor import TaskStatus
 from conveyor.broker.keys import QueueKeys
 
 if TYPE_CHECKING:
@@ -62,8 +63,7 @@ class TestCalls(CoreCalls):
         elif "RedisCluster" in request.param:
             decode = "decoding" in request.param
             broker = redis.RedisCluster(host=LOOPBACK, port=port, decode_responses=decode)
-        namespace = "core"
-        with far_app(broker, namespace) as app:
+        with far_app(broker, "core") as app:
             yield app
         if isinstance(broker, redis.RedisCluster):
             broker.close()
@@ -104,6 +104,7 @@ def test_a_slot_moves_slowly(cluster: Cluster) -> None:
     with FarWorker(cluster.url, "slow", ["default"]), far_app(cluster.url, "slow") as app:
         long = call(app, "nap", 4 * STALL).delay()
         results = [long, *app.map([call(app, "nap", 0.1)] * 20)]
+        wait_until(lambda: long.status is TaskStatus.PROCESSING, "it runs", seconds=DEADLINE)
         _begin_to_move(slot, source, target)
         assert "redirected too often" in refusal(app)
         assert "redirected too often" in arefusal(far_app(cluster.url, "slow"))
