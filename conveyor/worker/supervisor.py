@@ -289,7 +289,7 @@ class Supervisor:
         for link in self._links[::2]:
             if link.idle:
                 self._exchange(link, wants)
-        listening = {lane: want > 0 for lane, want in wants.items()}
+        listening = {lane: want > 0 or self._claiming[lane] > 0 for lane, want in wants.items()}
         for bell in self._bells:
             bell.listen(listening, now)
 

@@ -95,7 +95,8 @@ local function lease(id, record)
   bytes = bytes + #record
 end
 
--- Takes up to `want` from one list; nil when the reply is full.
+-- Takes up to `want` from one list; gives how many it took, how many it used up, and how many there
+-- were to take.
 local function claim_list(key, want)
   local taken = 0
   local ids = redis.call('LRANGE', key, 0, want - 1)
@@ -112,7 +113,7 @@ local function claim_list(key, want)
     used = used + 1
   end
   if used > 0 then redis.call('LPOP', key, used) end
-  return taken, used
+  return taken, used, #ids
 end
 
 -- True when the lane still has work.
@@ -125,12 +126,11 @@ local function claim_lane(lane, want)
         if redis.call('LLEN', key) > 0 then return true end
         break
       end
-      local taken, used = claim_list(key, math.min(want, 100))
+      local asked = math.min(want, 100)
+      local taken, used, found = claim_list(key, asked)
       want, scanned = want - taken, scanned + used
-      if used == 0 then
-        if redis.call('LLEN', key) > 0 then return true end
-        break
-      end
+      if used < found then return true end
+      if found < asked then break end
     end
   end
   return false
