@@ -26,6 +26,9 @@ BATCH = 100
 #: Most bytes of records one call carries.
 BATCH_BYTES = 1_048_576
 
+#: In a worker's mailbox instead of a task's id: something was parked, and it may know its name.
+PARKED_MAIL = b"\1parked"
+
 _ENQUEUE = load_script("enqueue")
 _SETTLE = load_script("settle")
 _RENEW = load_script("renew")

@@ -22,7 +22,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from conveyor.broker import commands
-from conveyor.broker.commands import BATCH, Settled, Verdict
+from conveyor.broker.commands import BATCH, PARKED_MAIL, Settled, Verdict
 from conveyor.broker.link import Link
 from conveyor.worker.announcement import Announcer, ignore_answer
 from conveyor.worker.child import Work
@@ -181,6 +181,7 @@ class Supervisor:
         names = [name.decode() for name in self._definitions]
 
         def go_on(following: int | None) -> None:
+            queue.expect_work()
             if following is not None and following >= 0:
                 self._unpark(queue, following)
 
@@ -407,6 +408,9 @@ class Supervisor:
             self._release_waiting()
 
     def _on_heard(self, queue: WorkerQueue, meaning: str, member: bytes) -> None:
+        if member == PARKED_MAIL:
+            self._unpark(queue, 0)
+            return
         if meaning == "stop":
             job = self._held.leases.find(queue.index, member)
             if job is not None:

@@ -227,6 +227,18 @@ def test_unknown_task_is_parked_until_a_worker_that_knows_it_starts(lab: Lab, ta
     assert (record.retries, record.interruptions) == (0, 0)
 
 
+@pytest.mark.parametrize("task", ["add", "aadd"])
+def test_parked_task_is_run_beside_a_worker_that_does_not_know_it(lab: Lab, task: str) -> None:
+    result = getattr(lab.tasks, task).delay(20, 1)
+    with lab.worker("-c", "1", tasks="noop"):
+        wait_until(lambda: lab.status().parked == 1, "parked", seconds=SOON)
+        with lab.worker("-c", "1"):
+            assert result.wait(SOON) == 21
+            later = [getattr(lab.tasks, task).delay(20, number) for number in range(50)]
+            assert [one.wait(SOON) for one in later] == [20 + number for number in range(50)]
+    assert lab.status().parked == 0
+
+
 def test_unknown_task_fails_after_its_grace(lab: Lab) -> None:
     result = lab.tasks.add.delay(20, 1)
     with lab.worker("-c", "1", tasks="noop", CONVEYOR_UNKNOWN_TASK_GRACE="0.3"):

@@ -58,7 +58,7 @@ def test_what_a_worker_knows_is_released_to_the_tail(engine: Engine, worker: Wor
     assert unpark(engine, ["app.known", "app.other"]) == [-1]
     assert engine.ready("a:9") == ["c", "a"]
     assert engine.places("b") == ["parked"]
-    assert engine.markers() == {"a"}
+    assert engine.markers() == set()
     assert ids(worker.claim(0, 9)) == ["c", "a"]
 
 
@@ -185,3 +185,16 @@ def test_what_is_given_up_and_should_not_be_parked_is_set_aside(
     }
     assert engine.places("running") == ["l"]
     assert engine.places("parked") == ["failed"]
+
+
+def test_other_workers_are_told_that_something_was_parked(engine: Engine, worker: Worker) -> None:
+    for other in (worker.name.hex(), "0000000a", "0000000b"):
+        engine.run(commands.hello(engine.keys, other, 60_000, b""))
+    engine.put("a")
+    park(worker, "a")
+    mail = {
+        other: engine.call("ZRANGE", engine.keys.marker(other), 0, -1)
+        for other in (worker.name.hex(), "0000000a", "0000000b")
+    }
+    told = [commands.PARKED_MAIL]
+    assert mail == {worker.name.hex(): [], "0000000a": told, "0000000b": told}

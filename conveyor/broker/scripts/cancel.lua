@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Cancels a task: at once when it is not running, else by asking its worker to stop it.
 --
--- USES      record clock ready finish rerun due
+-- USES      record clock ready finish rerun due mail
 -- KEYS
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves
@@ -12,15 +12,10 @@
 -- KEEPS
 --   1 one place per id, 7 repeatable, 8 works when memory is full
 
-local MAILBOX_MS = 60000
-
--- The worker blocks on its mailbox; renewals tell it again should this word be lost.
+-- Renewals tell the worker again should this word be lost.
 local function ask_worker(id, record)
   redis.call('SETRANGE', Q .. 't:' .. id, 3, string.char(bit.bor(string.byte(record, 4), CANCEL_ASKED)))
-  local worker = string.gsub(string.sub(record, 15, 18), '.', function(c) return string.format('%02x', string.byte(c)) end)
-  local mailbox = Q .. 'k:' .. worker
-  redis.call('ZADD', mailbox, 0, id)
-  redis.call('PEXPIRE', mailbox, MAILBOX_MS)
+  mail(worker_of(record), id)
 end
 
 local id = ARGV[1]

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Ends leases, each with its outcome, and claims new work in the same round trip.
 --
--- USES      record clock ready finish rerun due
+-- USES      record clock ready finish rerun due mail
 -- KEYS
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves
@@ -23,9 +23,10 @@
 --   1 one place per id, 2 tokens compared item by item, 4 server time, 5 bounded (at most 100 settled,
 --   100 and 1 MiB claimed), 7 repeatable, 8 works when memory is full, 9 unusable records set aside
 
-local CLAIM_BYTES, SCAN = 1048576, 200
+local CLAIM_BYTES, SCAN, MOST_TOLD = 1048576, 200, 100
 
 local outcomes = {}
+local parked_for
 
 function outcomes.success(id, record, bytes) finish(id, record, SUCCESS, bytes) end
 
@@ -51,6 +52,14 @@ function outcomes.park(id, record, reason)
   redis.call('ZADD', Q .. 'parked', now + ARGV[6], id)
   wake_orchestrator(now + ARGV[6])
   arm_expiry(id, record)
+  parked_for = worker_of(record)
+end
+
+-- Another worker may know the name that this one does not: each looks for itself.
+local function tell_other_workers(own)
+  for _, worker in ipairs(redis.call('SRANDMEMBER', Q .. 'w', MOST_TOLD)) do
+    if worker ~= own then mail(worker, PARKED_MAIL) end
+  end
 end
 
 local function settle(id, token, outcome, bytes, delay)
@@ -67,6 +76,7 @@ local function settle_all()
   for i = 7, #ARGV, 5 do
     verdicts[#verdicts + 1] = settle(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
   end
+  if parked_for then tell_other_workers(parked_for) end
   if #verdicts > 0 then trim_to_cap(Q .. 'ok', tonumber(ARGV[5])) end
   return verdicts
 end

@@ -8,6 +8,7 @@
 -- ARGV
 --   ARGV[1]  number  how many parked tasks to pass over: start at 0, go on with what is returned
 --   ARGV[2]  names   one argument a task name from here on
+--                    (whoever asks claims next: no marker wakes those that do not know the names)
 -- RETURNS
 --   where to go on, or -1 when all were looked at
 -- KEEPS
@@ -33,5 +34,4 @@ for _, id in ipairs(ids) do
     kept = kept + 1
   end
 end
-wake_workers()
 return (#ids == 100 or loaded >= ENOUGH) and start + kept or -1
