@@ -187,10 +187,11 @@ class _Ear:
             self._thread.join()
         self._wake_read.close()
         self._wake_write.close()
-        for futures in self._pending.values():
-            for future in futures:
-                if future.set_running_or_notify_cancel():
-                    future.set_exception(_closed())
+        with self._lock:
+            left = [future for futures in self._pending.values() for future in futures]
+        for future in left:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(_closed())
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # full or closed: the thread is awake anyway
