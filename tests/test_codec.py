@@ -880,7 +880,6 @@ class Family:
         (Boxed, {Boxed}),
         (Family, {Family, Mood}),
     ],
-    ids=str,
 )
 def test_types_in_an_annotation(annotation: Any, expected: set[type]) -> None:
     assert types_in(annotation) == expected

@@ -158,7 +158,11 @@ def test_28_deep_nesting_comes_back_or_is_refused(lab: Lab) -> None:
     pytest.fail("a list of a thousand levels was neither refused nor too deep for anything")
 
 
-@pytest.mark.parametrize("value", [object(), lambda: 1, type, "\ud800", iter([])], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [object(), lambda: 1, type, "\ud800", iter([])],
+    ids=["object", "function", "class", "lone surrogate", "iterator"],
+)
 def test_28_what_cannot_travel_is_refused_at_once(lab: Lab, value: Any) -> None:
     lab.wait_for_drain()
     before = lab.status().success
