@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -253,8 +254,15 @@ def test_retention_deletes(lab: Lab) -> None:
     )
     with lab.worker("-c", "1"):
         results = [tasks[0].delay(1, 2), tasks[1].delay()]
-        dropped = lab.tasks.add.options(remove_on_success=True).delay(1, 3)
-        assert dropped.wait(SOON) == 4
+        gate = lab.gate()
+        dropped = lab.tasks.hold.options(remove_on_success=True).delay(gate.path)
+        with ThreadPoolExecutor() as threads:
+            waiting = threads.submit(dropped.wait, SOON)
+            broker = lab.app.client.broker
+            waiters = ("HEXISTS", f"{broker.keys('default').prefix}x:{dropped.id}", "w")
+            wait_until(lambda: broker.execute(waiters), "waited for", seconds=SOON)
+            gate.open()
+            waiting.result(SOON)
         wait_until(lambda: all(one.task() is None for one in results), "gone", seconds=SOON)
     contents = lab.contents()
     assert set(contents.records) == set(contents.places) == {kept.id}
