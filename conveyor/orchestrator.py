@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("conveyor.orchestrator")
 
 #: Seconds between looks at a queue that nothing called for.
-RECHECK = 5.0
+RECHECK = 20.0
 #: Seconds that a call may block on bells.
 BLOCK = 5
 _SOONEST = 0.001

@@ -16,21 +16,23 @@
 
 -- A marker may have gone to a worker that died, or was stopped, before it claimed.
 local function remind_workers()
-  for _, lane in ipairs({ 'r', 'a' }) do
-    local lists = {}
-    for priority = 0, 9 do lists[priority + 1] = Q .. lane .. ':' .. priority end
-    if redis.call('EXISTS', unpack(lists)) > 0 then touched[lane] = true end
+  local lists = { r = {}, a = {} }
+  for priority = 0, 9 do
+    for lane, keys in pairs(lists) do keys[priority + 1] = Q .. lane .. ':' .. priority end
+  end
+  for lane, keys in pairs(lists) do
+    if not touched[lane] and redis.call('EXISTS', unpack(keys)) > 0 then touched[lane] = true end
   end
   wake_workers()
 end
 
 local limit = tonumber(ARGV[1])
-remember_time()
 if next_due and next_due > now then
   remind_workers()
   return { now, 0, next_due, 0 }
 end
 
+remember_time()
 local moved, first = move_everything(limit)
 remind_workers()
 if first < math.huge then redis.call('HSET', M, 'due', first) else redis.call('HDEL', M, 'due') end
