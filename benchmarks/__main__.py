@@ -106,7 +106,7 @@ def round_trip(count: int) -> None:
 def idle(_: int) -> None:
     """What a worker that waits sends and burns."""
     with worker("-c", "2") as process:
-        time.sleep(20)  # until the lease of its first task would have run out
+        time.sleep(3)
         before, cpu = _commands(), _cpu(process.pid)
         begun = time.monotonic()
         time.sleep(60)

@@ -5,7 +5,7 @@ then; who adds something earlier rings its bell (a marker it blocks on). Any num
 none is needed for correctness: workers move a bounded few themselves whenever they claim.
 
 Only one of them hears it. Should that one die, the others still know of what comes due more than
-`RECHECK` seconds later, since so often each of them looks.
+`RECHECK` seconds later, since so often each of them looks, at the cost of one plain command.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import selectors
 import socket
 import threading
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("conveyor.orchestrator")
 
 #: Seconds between looks at a queue that nothing called for.
-RECHECK = 20.0
+RECHECK = 10.0
 #: Seconds that a call may block on bells.
 BLOCK = 5
 _SOONEST = 0.001
@@ -50,37 +51,50 @@ class Clock:
     def __init__(self, keys: QueueKeys, on_moved: Callable[[], None] | None = None) -> None:
         self.keys = keys
         self._on_moved = on_moved
-        self.due = 0.0
+        self._due = 0.0
+        self._due_ms: int | None = None
+        self._look_at = 0.0
         self._asked = False
         self._rung = False
 
     def deadline(self, link: Link) -> float | None:
         """When `run` has something to do next, monotonic."""
-        return None if self._asked or not link.connected else self.due
+        return None if self._asked or not link.connected else min(self._due, self._look_at)
 
     def ring(self) -> None:
         """Something earlier was added, perhaps after an answer that is under way was given."""
-        self.due = 0.0
+        self._due = 0.0
         self._rung = True
 
     def run(self, link: Link, now: float) -> None:
-        """Moves what is due, when it is time to."""
-        if now >= self.due and not self._asked and link.connected:
-            self._asked, self._rung = True, False
+        """Moves what is due, when it is time to; looks now and then whether that has changed."""
+        if self._asked or not link.connected or now < min(self._due, self._look_at):
+            return
+        self._asked = True
+        self._look_at = now + RECHECK
+        if now >= self._due:
+            self._rung = False
             link.send(commands.maintain(self.keys), self._done)
+        else:
+            link.send(("HMGET", self.keys.memory, "due", "kept"), self._seen)
+
+    def _seen(self, moments: list[bytes | None] | None) -> None:
+        self._asked = False
+        if moments is None or min((int(m) for m in moments if m), default=None) != self._due_ms:
+            self.ring()
 
     def _done(self, answer: Maintained | None) -> None:
         self._asked = False
         now = time.monotonic()
+        self._due_ms = answer and answer.next_due_ms
         if answer is None:
-            self.due = now + 1.0
+            self._due = now + 1.0
         elif answer.more or self._rung:
-            self.due = 0.0
+            self._due = 0.0
         elif answer.next_due_ms is None:
-            self.due = now + RECHECK
+            self._due = math.inf
         else:
-            wait = max((answer.next_due_ms - answer.now_ms) / 1000, 0.0) + _SOONEST
-            self.due = now + min(wait, RECHECK)
+            self._due = now + max((answer.next_due_ms - answer.now_ms) / 1000, 0.0) + _SOONEST
         if answer is not None and answer.moved:
             log.debug("%s: moved %d that had come due", self.keys.queue, answer.moved)
             if self._on_moved is not None:

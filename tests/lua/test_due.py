@@ -63,10 +63,14 @@ def test_an_orchestrator_reminds_workers_of_what_is_ready(engine: Engine, worker
     engine.put("a", flags=16, priority=0)
     for _ in range(2):
         engine.take_markers()
+        assert engine.maintain().next_due_ms == engine.now_ms + 10_000
+        engine.advance(10)
         engine.maintain()
         assert engine.markers() == {"a"}
-    worker.claim(0, 1)
+    (lease,) = worker.claim(0, 1)
+    worker.end(lease, "success")
     engine.take_markers()
+    engine.advance(10)
     engine.maintain()
     assert engine.markers() == set()
 

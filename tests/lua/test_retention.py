@@ -42,7 +42,7 @@ def test_an_orchestrator_is_woken_for_an_earlier_removal(engine: Engine, worker:
     engine.take_markers()
     worker.end(lease, "success")
     assert engine.markers() == {"o"}
-    assert engine.memory()["due"] == engine.now_ms + 1000
+    assert engine.memory()["kept"] == engine.now_ms + 1000
 
 
 @pytest.mark.parametrize(

@@ -53,18 +53,18 @@ local function add(id, due_text, expires_text, record)
   end
   if expires > 0 then
     redis.call('ZADD', Q .. 'e', expires, id)
-    wake_orchestrator(expires)
+    wake_orchestrator('due', expires)
   end
   if state == QUEUED then
     push_tail(id, record)
   else
     redis.call('ZADD', Q .. 's', due, id)
-    wake_orchestrator(due)
+    wake_orchestrator('due', due)
   end
   return 1
 end
 
 local reply = { now }
 for i = 2, #ARGV, 4 do reply[#reply + 1] = add(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]) end
-wake_workers()
+wake_workers(wake_orchestrator)
 return reply

@@ -14,26 +14,18 @@
 --   1 one place per id, 4 server time, 5 bounded (so many ids and 1 MiB of each kind), 9 unusable
 --   records set aside, 10 any number of orchestrators may call it at once
 
--- A marker may have gone to a worker that died, or was stopped, before it claimed.
-local function remind_workers()
-  local lists = { r = {}, a = {} }
-  for priority = 0, 9 do
-    for lane, keys in pairs(lists) do keys[priority + 1] = Q .. lane .. ':' .. priority end
+local function touch_what_is_ready()
+  for _, lane in ipairs({ 'r', 'a' }) do
+    local lists = {}
+    for priority = 0, 9 do lists[priority + 1] = Q .. lane .. ':' .. priority end
+    if redis.call('EXISTS', unpack(lists)) > 0 then touched[lane] = true end
   end
-  for lane, keys in pairs(lists) do
-    if not touched[lane] and redis.call('EXISTS', unpack(keys)) > 0 then touched[lane] = true end
-  end
-  wake_workers()
 end
 
-local limit = tonumber(ARGV[1])
-if next_due and next_due > now then
-  remind_workers()
-  return { now, 0, next_due, 0 }
-end
-
-remember_time()
-local moved, first = move_everything(limit)
-remind_workers()
-if first < math.huge then redis.call('HSET', M, 'due', first) else redis.call('HDEL', M, 'due') end
+local was_due = moments.due or 0
+local moved = move_everything(tonumber(ARGV[1]))
+if moved > 0 then remember_time() end
+if was_due <= now then touch_what_is_ready() end
+wake_workers(keep_moment)
+local first = next_due()
 return { now, moved, first < math.huge and first or -1, first <= now and 1 or 0 }

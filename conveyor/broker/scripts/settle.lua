@@ -50,7 +50,7 @@ function outcomes.park(id, record, reason)
   redis.call('SETRANGE', Q .. 't:' .. id, 2, string.char(PARKED))
   redis.call('HSET', extras(id), 'u', reason)
   redis.call('ZADD', Q .. 'parked', now + ARGV[6], id)
-  wake_orchestrator(now + ARGV[6])
+  wake_orchestrator('kept', now + ARGV[6])
   arm_expiry(id, record)
   parked_for = worker_of(record)
 end
@@ -101,7 +101,7 @@ local function lease(id, record)
   local expiry = now + read('I4', record, 77)
   leases[#leases + 1] = expiry
   leases[#leases + 1] = id
-  wake_orchestrator(expiry)
+  wake_orchestrator('due', expiry)
   bytes = bytes + #record
 end
 
@@ -169,7 +169,7 @@ local function remember_claim()
 end
 
 local function claim(sync, async)
-  if promote(20) + reap(20) + expire(20) > 0 then wake_orchestrator(now) end
+  if promote(20) + reap(20) + expire(20) > 0 then wake_orchestrator('due', now) end
   local left = ''
   for _, ask in ipairs({ { 'r', sync }, { 'a', async } }) do
     local lane, want = ask[1], ask[2]
@@ -190,5 +190,5 @@ local verdicts = settle_all()
 local left = ''
 local sync, async = tonumber(ARGV[3]), tonumber(ARGV[4])
 if sync + async > 0 and not repeated() then left = claim(sync, async) end
-wake_workers()
+wake_workers(wake_orchestrator)
 return { now, verdicts, claimed, left }

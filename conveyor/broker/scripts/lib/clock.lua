@@ -1,18 +1,30 @@
--- Server time that never runs backwards, and the moment orchestrators wake at.
+-- Server time that never runs backwards, and the moments orchestrators wake at.
 -- Needs: record.
--- Gives: remember_time, wake_orchestrator.
+-- Gives: keep_moment, next_due, remember_time, wake_orchestrator.
 
-local memory = redis.call('HMGET', M, 'seen', 'due', 'gap')
+-- Two moments, so that an orchestrator looks only where something is due: `due`, of the first lease,
+-- expiry or scheduled task; and `kept`, until when the first parked or ended one is kept.
+local memory = redis.call('HMGET', M, 'seen', 'gap', 'due', 'kept')
 local time = redis.call('TIME')
 local now = math.max(time[1] * 1000 + math.floor(time[2] / 1000), tonumber(memory[1]) or 0)
-local next_due = tonumber(memory[2])
+local moments = { due = tonumber(memory[3]), kept = tonumber(memory[4]) }
 
 local function remember_time() redis.call('HSET', M, 'seen', now) end
 
+local function next_due()
+  return math.min(moments.due or math.huge, moments.kept or math.huge)
+end
+
+-- Keeps that something is due at `moment`; true when that is the next thing.
+local function keep_moment(kind, moment)
+  if moments[kind] and moments[kind] <= moment then return false end
+  local earlier = moment < next_due()
+  moments[kind] = moment
+  redis.call('HSET', M, kind, moment)
+  return earlier
+end
+
 -- Makes sure that an orchestrator is awake at `moment`.
-local function wake_orchestrator(moment)
-  if next_due and next_due <= moment then return end
-  next_due = moment
-  redis.call('HSET', M, 'due', moment)
-  redis.call('ZADD', Q .. 'k:o', 0, 'due')
+local function wake_orchestrator(kind, moment)
+  if keep_moment(kind, moment) then redis.call('ZADD', Q .. 'k:o', 0, 'due') end
 end

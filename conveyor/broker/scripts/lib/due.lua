@@ -39,7 +39,7 @@ end
 
 -- A lease last renewed before the server's silence is given a whole new one.
 local function silenced(record, expired_at)
-  local gap = tonumber(memory[3])
+  local gap = tonumber(memory[2])
   return gap and expired_at - read('I4', record, 77) <= gap
 end
 
@@ -66,10 +66,11 @@ local function promote(limit) return move_due('s', limit, promote_one) end
 local function expire(limit) return move_due('e', limit, expire_one) end
 local function reap(limit) return move_due('l', limit, reap_one) end
 
--- What is due in one set leads to sets further on only, so one pass sees everything.
+-- The sets of each moment. What is due in one leads to sets further on only, so one pass sees all.
+local SETS = { due = { 'l', 'e', 's' }, kept = { 'parked', 'ok', 'failed', 'cancelled' } }
 local MOVES = {
-  { 'l', reap_one }, { 'e', expire_one }, { 'parked', give_up_one }, { 's', promote_one },
-  { 'ok', remove_record }, { 'failed', remove_record }, { 'cancelled', remove_record },
+  l = reap_one, e = expire_one, s = promote_one, parked = give_up_one,
+  ok = remove_record, failed = remove_record, cancelled = remove_record,
 }
 
 local function head_of(set)
@@ -77,17 +78,22 @@ local function head_of(set)
   return tonumber(head[2]) or math.huge
 end
 
--- Moves up to `limit` of each kind; gives the number moved and when the next comes due (or math.huge).
-local function move_everything(limit)
+-- Moves up to `limit` of each set of a kind that is due, and keeps when the next is.
+local function move_kind(kind, limit)
+  if moments[kind] and moments[kind] > now then return 0 end
   local moved, first = 0, math.huge
-  for _, entry in ipairs(MOVES) do
-    local set, move = entry[1], entry[2]
+  for _, set in ipairs(SETS[kind]) do
     local score = head_of(set)
     if score <= now then
-      moved = moved + move_due(set, limit, move)
+      moved = moved + move_due(set, limit, MOVES[set])
       score = head_of(set)
     end
     first = math.min(first, score)
   end
-  return moved, first
+  if first < math.huge then redis.call('HSET', M, kind, first)
+  elseif moments[kind] then redis.call('HDEL', M, kind) end
+  moments[kind] = first
+  return moved
 end
+
+local function move_everything(limit) return move_kind('due', limit) + move_kind('kept', limit) end

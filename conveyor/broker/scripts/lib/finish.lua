@@ -40,7 +40,7 @@ local function finish(id, record, state, result)
   redis.call('SET', Q .. 't:' .. id, final)
   local until_when = retain == FOREVER and '+inf' or now + retain
   redis.call('ZADD', Q .. ENDED_SETS[state], until_when, id)
-  if retain ~= FOREVER then wake_orchestrator(until_when) end
+  if retain ~= FOREVER then wake_orchestrator('kept', until_when) end
 end
 
 local function fail(id, record, error)

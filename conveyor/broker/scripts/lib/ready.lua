@@ -1,7 +1,9 @@
 -- Ready lists: one per lane (r: sync or unknown, a: async) and priority, with a marker per lane
 -- that idle workers block on.
--- Needs: record.
+-- Needs: record, clock.
 -- Gives: bury, drop, push_head, push_tail, wake_workers.
+
+local REMIND_MS = 10000
 
 local touched = {}
 
@@ -16,9 +18,12 @@ end
 local function push_tail(id, record) redis.call('RPUSH', ready_list(record), id) end
 local function push_head(id, record) redis.call('LPUSH', ready_list(record), id) end
 
--- One marker wakes one worker; whoever claims and leaves work behind adds the next.
-local function wake_workers()
+-- One marker wakes one worker; whoever claims and leaves work behind adds the next. Should the one
+-- that it wakes die before, an orchestrator reminds the others.
+local function wake_workers(tell_orchestrator)
+  if not next(touched) then return end
   for lane in pairs(touched) do redis.call('ZADD', Q .. 'k:' .. lane, 0, 'ready') end
+  tell_orchestrator('due', now + REMIND_MS)
 end
 
 -- A queued id that ends without being claimed stays in its list as a tombstone.

@@ -37,7 +37,7 @@ local function schedule_again(id, record, delay)
     string.sub(record, 1, 2) .. string.char(SCHEDULED) .. string.sub(record, 4, 34)
     .. struct.pack('<I6', due) .. string.sub(record, 41))
   redis.call('ZADD', Q .. 's', due, id)
-  wake_orchestrator(due)
+  wake_orchestrator('due', due)
 end
 
 local function run_again(id, record, delay)
@@ -93,7 +93,7 @@ local function arm_expiry(id, record)
   local expires = read('I6', record, 47)
   if expires == 0 or has_begun(record) then return end
   redis.call('ZADD', Q .. 'e', expires, id)
-  wake_orchestrator(expires)
+  wake_orchestrator('due', expires)
 end
 
 -- Not begun, so nothing is counted; the head keeps its place.
