@@ -14,6 +14,7 @@ The scripts make them from `memory`, the one key they are given; Python needs on
 | `Q:l`              | zset   | leased ids by the end of their lease: the running tasks                 |
 | `Q:s`, `Q:e`       | zset   | scheduled ids by due time, expiring ids by expiry                       |
 | `Q:ok`, `Q:failed`, `Q:cancelled` | zset | ended ids by the moment their record is removed          |
+| `Q:gone`           | zset   | calls that ended without a record and may be sent again, by creation    |
 | `Q:parked`         | zset   | ids whose name no worker knew, by the moment they are given up          |
 | `Q:broken`         | hash   | ids set aside, and why                                                  |
 | `Q:k:r`, `Q:k:a`, `Q:k:o` | zset | markers that idle workers and orchestrators block on             |

@@ -26,6 +26,8 @@ SETS = {SCHEDULED: "s", PROCESSING: "l", PARKED: "parked", **ENDED}
 CLAIM_MOVES = 20
 #: What one step trims or settles at most.
 BATCH = 100
+#: For how long a caller that got no reply may send a task again.
+RESEND = 6000
 
 
 class Settlement(NamedTuple):
@@ -48,6 +50,7 @@ class Task:
     due: int
     expires: int
     state: int
+    created: int = 0
     starts: int = 0
     nonce: bytes = bytes(8)
     errors: int = 0
@@ -59,6 +62,10 @@ class Task:
     @property
     def token(self) -> bytes:
         return struct.pack("<I8s", self.starts, self.nonce)
+
+    @property
+    def call(self) -> tuple[str, str, int]:
+        return self.id, self.name, self.version
 
     @property
     def begun(self) -> bool:
@@ -83,6 +90,7 @@ class Model:
         sets: Ids and moments of each sorted set, of "e" (expiring) too.
         ended: How many tasks ever ended so.
         gap: Until when the server was silent.
+        gone: When calls were created that soon ended without a record.
     """
 
     now: int
@@ -94,14 +102,18 @@ class Model:
     )
     ended: Counter[str] = field(default_factory=Counter)
     gap: int = 0
+    gone: dict[tuple[str, str, int], int] = field(default_factory=dict)
     _claims: dict[bytes, tuple[int, list[str]]] = field(default_factory=dict)
 
     # What callers do.
 
     def enqueue(self, new: Task, *, replace: bool) -> bool:
         """Adds a task; False when another one has its id."""
+        if self.gone.get(new.call, 0) > self.now - RESEND:
+            return True
+        new.created = self.now
         old = self.tasks.get(new.id)
-        if old is not None and (old.name, old.version) == (new.name, new.version):
+        if old is not None and old.call == new.call:
             return True
         if old is not None and replace and old.state in ENDED:
             del self.sets[ENDED[old.state]][old.id]
@@ -360,6 +372,8 @@ class Model:
         remove = {SUCCESS: Flag.REMOVE_ON_SUCCESS, FAILED: Flag.REMOVE_ON_FAILED, CANCELLED: 0}
         if retain == 0 or limits.flags & remove[state]:
             del self.tasks[task.id]
+            if task.created > self.now - RESEND:
+                self.gone[task.call] = task.created
         else:
             self._put(task, state, math.inf if retain == FOREVER else self.now + retain)
 

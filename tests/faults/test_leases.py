@@ -1,7 +1,8 @@
-"""Faults 3, 5, 14, 15 and 22: leases that are lost, kept, repeated and handed back."""
+"""Faults 3, 5, 12 to 15 and 22: leases that are lost, kept, repeated and handed back."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 from servers import Proxy, Server, wait_until
 
-from conveyor import TaskStatus
+from conveyor import Conveyor, TaskStatus
 from conveyor.broker.scripts import load_script
 
+from . import tasks
 from .lab import SOON, Lab
 
 if TYPE_CHECKING:
@@ -91,6 +93,29 @@ def test_5_call_of_c_that_holds_the_interpreter_loses_no_lease(lab: Lab) -> None
         assert result.wait(SOON) == 1
     assert lab.history.count("start", task_id=result.id) == 1
     assert (result.task().retries, result.task().interruptions) == (0, 0)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_13_enqueue_whose_reply_is_lost_runs_once(
+    lab: Lab, server: Server, asynchronous: bool
+) -> None:
+    """Even where it has ended and is gone before it is sent again."""
+
+    async def send_all(proxy: Proxy) -> None:
+        async with Conveyor(lab.namespace, broker=proxy.url) as caller:
+            effect = caller.task(name=lab.tasks.effect.name, remove_on_success=True)(tasks.effect)
+            for number in range(10):
+                lost = proxy.drop_reply(f"lost-{number}".encode())
+                call = effect.options(id=f"lost-{number}")
+                result = (await call.adelay()) if asynchronous else call.delay()
+                assert lost.is_set()
+                assert result.created
+
+    with Proxy(server.port) as proxy, lab.worker("-c", "1"):
+        lab.tasks.effect.delay().wait(SOON)
+        asyncio.run(send_all(proxy))
+        lab.wait_for_drain()
+    assert lab.history.count("start") == 11
 
 
 @pytest.mark.parametrize("task", ["effect", "aeffect"])

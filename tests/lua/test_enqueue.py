@@ -9,7 +9,7 @@ from engine import Engine, Worker, ids
 
 from conveyor import IdConflict, TaskStatus
 from conveyor.moments import from_ms
-from conveyor.records import pack_error, payload_of
+from conveyor.records import Flag, pack_error, payload_of
 
 if TYPE_CHECKING:
     from conveyor import Conveyor
@@ -95,6 +95,40 @@ def test_a_replacement_of_what_was_cancelled_in_the_queue_runs_once(
     assert engine.counts() == {"processing": 2}
     assert engine.memory()["tombstones"] == 0
     assert engine.broken() == {}
+
+
+def test_sent_again_after_it_ended_without_a_record_it_does_not_run_again(
+    engine: Engine, worker: Worker
+) -> None:
+    new = engine.new("a", 1, flags=Flag.REMOVE_ON_SUCCESS)
+    assert engine.enqueue(new) == [None]
+    worker.run("a", "success")
+    engine.advance(5.9)
+    assert engine.enqueue(new) == [None]
+    assert engine.counts() == {}
+
+
+def test_another_call_under_the_id_of_one_that_left_no_record_runs(
+    engine: Engine, worker: Worker
+) -> None:
+    for options in (b"\x01", b"\x02"):  # where the user chose the id, each call has a nonce here
+        engine.put("a", options=options, flags=Flag.REMOVE_ON_SUCCESS)
+        worker.run("a", "success")
+
+
+def test_of_what_ended_without_a_record_little_is_remembered(
+    engine: Engine, worker: Worker
+) -> None:
+    engine.put("old", flags=Flag.REMOVE_ON_SUCCESS)
+    engine.advance(6)
+    worker.run("old", "success")
+    assert not engine.call("EXISTS", engine.key("gone"))
+    for number in range(20):
+        engine.put(f"t{number}", flags=Flag.REMOVE_ON_SUCCESS)
+        worker.run(f"t{number}", "success")
+        engine.advance(1)
+    assert engine.call("ZCARD", engine.key("gone")) < 10
+    assert engine.call("PTTL", engine.key("gone")) > 0
 
 
 @pytest.mark.parametrize("due", ["+30000", "moment"])

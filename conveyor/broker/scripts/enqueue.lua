@@ -14,7 +14,8 @@
 --   0 if what has its id is no record
 -- KEEPS
 --   1 one place per id, 4 server time, 5 bounded (the caller sends at most 100 tasks or 1 MiB),
---   7 repeating it adds nothing: the same record under the same id is ours
+--   7 repeating it adds nothing: the same call under the same id is ours, also where it has ended
+--   and left no record
 
 local function moment(text, base)
   if text == '' then return 0 end
@@ -22,9 +23,13 @@ local function moment(text, base)
   return tonumber(text)
 end
 
--- What identifies a call: everything after the header.
-local function same_call(record, existing)
-  return string.sub(record, HEADER + 1) == string.sub(existing, HEADER + 1, length_without_result(existing))
+local function same_call(record, existing) return call_of(record) == call_of(existing) end
+
+local some_are_gone = redis.call('EXISTS', Q .. 'gone') == 1
+
+local function is_gone(id, record)
+  local created = some_are_gone and redis.call('ZSCORE', Q .. 'gone', mark_of(id, record))
+  return created and tonumber(created) > now - RESEND_MS
 end
 
 local function replace_if_ended(id, record)
@@ -43,6 +48,7 @@ local function store(id, state, record, due, expires)
 end
 
 local function add(id, due_text, expires_text, record)
+  if is_gone(id, record) then return 1 end
   replace_if_ended(id, record)
   local due = moment(due_text, now)
   local expires = moment(expires_text, math.max(due, now))

@@ -1,12 +1,30 @@
 -- Ends a task: final record, its retention, and the word to those who wait for it.
 -- Needs: record, clock.
--- Gives: fail, finish, remove_record, trim_to_cap.
+-- Gives: RESEND_MS, call_of, fail, finish, mark_of, remove_record, trim_to_cap.
 
 local ENDED_SETS = { [SUCCESS] = 'ok', [FAILED] = 'failed', [CANCELLED] = 'cancelled' }
 local INLINE_OUTCOME = 65536
 
 local function remove_record(id)
   redis.call('DEL', Q .. 't:' .. id, Q .. 'x:' .. id)
+end
+
+-- How long after its creation a task may be sent again because the reply was lost.
+local RESEND_MS = 6000
+
+-- What identifies a call: everything between header and result, which under a custom id has a nonce.
+local function call_of(record) return string.sub(record, HEADER + 1, length_without_result(record)) end
+
+local function mark_of(id, record) return id .. ' ' .. string.sub(redis.sha1hex(call_of(record)), 1, 16) end
+
+-- A task that ends without a record while it may be sent again is remembered, lest it run twice.
+local function remember_gone(id, record)
+  local created = read('I6', record, 41)
+  if created <= now - RESEND_MS then return end
+  redis.call('ZADD', Q .. 'gone', created, mark_of(id, record))
+  redis.call('PEXPIRE', Q .. 'gone', RESEND_MS)
+  local old = redis.call('ZRANGEBYSCORE', Q .. 'gone', '-inf', now - RESEND_MS, 'LIMIT', 0, 2)
+  if #old > 0 then redis.call('ZREM', Q .. 'gone', unpack(old)) end
 end
 
 -- A small outcome travels with the wake-up, and so does one whose record is gone.
@@ -36,7 +54,10 @@ local function finish(id, record, state, result)
     or (state == FAILED and has_flag(record, REMOVE_ON_FAILED))
   if has_flag(record, WAITED) then publish_outcome(id, final, removed) end
   redis.call('HINCRBY', M, ENDED_SETS[state], 1)
-  if removed then return remove_record(id) end
+  if removed then
+    remember_gone(id, record)
+    return remove_record(id)
+  end
   redis.call('SET', Q .. 't:' .. id, final)
   local until_when = retain == FOREVER and '+inf' or now + retain
   redis.call('ZADD', Q .. ENDED_SETS[state], until_when, id)
