@@ -197,12 +197,15 @@ def progress(
 
 
 def read(keys: QueueKeys, ids: Sequence[str]) -> Command[list[Snapshot | None]]:
-    """Reads whole tasks."""
+    """Reads whole tasks, at least the first; what is left out was too much for one call."""
     return Command(_READ, keys.script, ids, _parse_snapshots)
 
 
 def wait(keys: QueueKeys, process: str, ids: Sequence[str]) -> Command[list[Snapshot | bool]]:
-    """Registers for the end of tasks; True: will be told, False: no such task, else its end."""
+    """Registers for the end of tasks; True: will be told, False: no such task, else its end.
+
+    At least the first is answered; what is left out was too much for one call.
+    """
     return Command(_WAIT, keys.script, [process, *ids], _parse_waits)
 
 

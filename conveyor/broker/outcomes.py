@@ -307,13 +307,15 @@ class _Ear:
             with self._lock:
                 queue = self._to_register.pop()
                 ids = [task_id for pending, task_id in self._pending if pending == queue]
-            for start in range(0, len(ids), BATCH):
-                self._register(queue, ids[start : start + BATCH])
+            self._register(queue, ids)
 
     def _register(self, queue: str, ids: Sequence[str]) -> None:
-        replies = self._broker.run(commands.wait(self._broker.keys(queue), self._name, ids))
-        for task_id, reply in zip(ids, replies, strict=True):
-            self.answer(queue, task_id, reply)
+        while ids:
+            command = commands.wait(self._broker.keys(queue), self._name, ids[:BATCH])
+            replies = self._broker.run(command)
+            for task_id, reply in zip(ids, replies, strict=False):
+                self.answer(queue, task_id, reply)
+            ids = ids[len(replies) :]
 
     def _disconnect(self) -> None:
         with self._lock:

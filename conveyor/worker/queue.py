@@ -75,7 +75,8 @@ class WorkerQueue:
         most = 1 if self._one_by_one else BATCH
         self._one_by_one = max(0, self._one_by_one - 1)
         while self.pending and len(batch) < most:
-            size += len(self.pending[0][1].data)
+            job, settlement = self.pending[0]
+            size += len(job.record) + len(settlement.data)
             if batch and size > BATCH_BYTES:
                 break
             batch.append(self.pending.popleft())

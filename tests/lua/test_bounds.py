@@ -6,6 +6,7 @@ also counts what other programs on the machine took from it.
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +15,7 @@ from engine import Engine, Worker, ids
 from servers import Server
 
 from conveyor import Conveyor
+from conveyor.broker import commands
 from conveyor.broker.commands import BATCH
 
 if TYPE_CHECKING:
@@ -113,3 +115,29 @@ def test_a_hundred_thousand_that_expire_at_one(engine: Engine, timed: Timed) -> 
     assert timed.maintain_to_the_end() == MANY
     assert engine.counts() == {}
     assert timed.longest < LIMIT
+
+
+def test_of_large_tasks_few_are_read_at_once(engine: Engine) -> None:
+    names = list("abcde")
+    engine.put(*names, args=("x" * 600_000,))
+    found = engine.run(commands.read(engine.keys, names))
+    assert len(found) == 2
+    assert len(engine.run(commands.read(engine.keys, names[2:3]))) == 1
+    assert engine.run(commands.wait(engine.keys, "one", names)) == [True, True]
+
+
+def test_waits_for_large_tasks_all_hear_of_their_end(engine: Engine) -> None:
+    names = list("abcde")
+    engine.put(*names, args=("x" * 600_000,))
+    worker = Worker(engine)
+    for name in names:
+        worker.run(name, "success", b"\x07")
+
+    async def wait(name: str) -> object:
+        return await engine.app.result(name)
+
+    async def wait_for_all() -> list[object]:
+        async with engine.app:
+            return await asyncio.gather(*map(wait, names))
+
+    assert asyncio.run(wait_for_all()) == [7] * 5

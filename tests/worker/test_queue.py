@@ -13,11 +13,11 @@ from conveyor.worker.job import Job
 from conveyor.worker.queue import REST, Exchange, WorkerQueue
 
 
-def queue_with(count: int, size: int = 0) -> WorkerQueue:
+def queue_with(count: int, size: int = 0, *, call: bytes = b"") -> WorkerQueue:
     queue = WorkerQueue(0, QueueKeys("space", "queue"), "01020304")
     plan = make_plan({}, Settings(), queue="queue", is_async=False, timezone=None)
     for number in range(count):
-        record = Template("a.task", plan.limits, b"").record(b"")
+        record = Template("a.task", plan.limits, b"").record(call)
         job = Job(number + 1, 0, b"%d" % number, record, 0.0)
         queue.settle(job, "success", bytes(size))
     return queue
@@ -37,8 +37,10 @@ def test_a_batch_is_bounded_in_number() -> None:
 def test_a_batch_is_bounded_in_bytes_but_takes_one_of_any_size() -> None:
     queue = queue_with(3, size=BATCH_BYTES // 2 + 1)
     assert [len(ids(queue)) for _ in range(3)] == [1, 1, 1]
-    assert len(ids(queue_with(2, size=BATCH_BYTES // 2))) == 2
+    assert len(ids(queue_with(2, size=BATCH_BYTES // 2 - 200))) == 2
     assert len(ids(queue_with(1, size=BATCH_BYTES * 2))) == 1
+    # A script rewrites the whole record.
+    assert len(ids(queue_with(3, call=bytes(BATCH_BYTES // 2 + 1)))) == 1
 
 
 def test_a_batch_that_a_script_failed_on_is_settled_one_by_one_in_order() -> None:

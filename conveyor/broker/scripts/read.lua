@@ -8,12 +8,14 @@
 -- ARGV
 --   ARGV[1]  ids     one argument a task
 -- RETURNS
---   for each id {record, extras (field, value, …)}, or false when there is no usable record
+--   for each id {record, extras (field, value, …)}, or false when there is no usable record; the last
+--   ids are left out when there is too much to read: ask for them again
 -- KEEPS
---   5 bounded (at most 100 ids), 9 unusable records are absent, not errors
+--   5 bounded (at most 100 ids, 1 MiB), 9 unusable records are absent, not errors
 
 local reply = {}
 for i, id in ipairs(ARGV) do
+  if loaded >= ENOUGH then break end
   local record = load(id)
   reply[i] = record and { record, read_extras(id) } or false
 end

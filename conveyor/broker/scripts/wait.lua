@@ -9,9 +9,10 @@
 --   ARGV[1]  string  name of the process, whose channel is Q:d:<name>
 --   ARGV[2]  ids     one argument a task from here on
 -- RETURNS
---   for each id 1 (will be told), {record, extras} (has ended), or false (no such task)
+--   for each id 1 (will be told), {record, extras} (has ended), or false (no such task); the last ids
+--   are left out when there is too much to read: ask for them again
 -- KEEPS
---   5 bounded (at most 100 ids), 7 repeatable, 8 works when memory is full
+--   5 bounded (at most 100 ids, 1 MiB), 7 repeatable, 8 works when memory is full
 
 local function register(id, record)
   local extra = extras(id)
@@ -26,6 +27,7 @@ end
 
 local reply = {}
 for i = 2, #ARGV do
+  if loaded >= ENOUGH then break end
   local record = load(ARGV[i])
   if not record then
     reply[#reply + 1] = false
