@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast, get_args
 
+from conveyor.backoff import DEFAULT_BACKOFF
 from conveyor.broker.keys import check_id, check_name
 from conveyor.errors import ConfigurationError
 from conveyor.moments import Duration, moment_to_ms, to_ms
@@ -107,7 +108,9 @@ def make_plan(
         _check_classes(name, given.get(name))
     chosen = {name: getattr(settings, name) for name in _SETTINGS}
     chosen.update(_checked(given))
-    options = Options(chosen["backoff"], _finite(chosen["execution_timeout"]), _headers(given))
+    implied = "backoff" not in given and chosen["backoff"] == DEFAULT_BACKOFF
+    backoff = None if implied else chosen["backoff"]
+    options = Options(backoff, _finite(chosen["execution_timeout"]), _headers(given))
     custom_id = given.get("id")
     return Plan(
         queue=check_name(given.get("queue", queue), "queue"),

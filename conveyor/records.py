@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from conveyor.backoff import DEFAULT_BACKOFF, Backoff
 from conveyor.errors import SerializationError
@@ -22,7 +23,6 @@ from conveyor.moments import from_ms
 from conveyor.packing import pack, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from datetime import datetime
 
     from conveyor.codec import Codec
@@ -145,7 +145,7 @@ class Options:
     """The part of a task's options that only its caller and its child read.
 
     Attributes:
-        backoff: Delay before an error retry.
+        backoff: Delay before an error retry; None is the task's function, or the default.
         execution_timeout: Seconds one run may take, or None.
         headers: Carried along, never read by Conveyor.
     """
@@ -157,7 +157,7 @@ class Options:
     def pack(self, nonce: bytes = b"") -> bytes:
         """Encodes what differs from the defaults; a nonce makes this very call recognisable."""
         fields: dict[str, Any] = {}
-        if self.backoff is not None and self.backoff != DEFAULT_BACKOFF:
+        if self.backoff is not None:
             fields["b"] = self.backoff.pack()
         if self.execution_timeout is not None:
             fields["t"] = self.execution_timeout
@@ -175,12 +175,29 @@ class Options:
         try:
             fields = unpack(data, "the options of a task")
             backoff = Backoff.unpack(fields["b"]) if "b" in fields else None
-            return cls(backoff, fields.get("t"), fields.get("h"))
-        except (TypeError, KeyError, AttributeError) as error:
+            return cls(backoff, _seconds(fields.get("t")), _headers(fields.get("h")))
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise SerializationError(f"the options of a task cannot be read: {error}") from error
 
 
 _DEFAULT_OPTIONS = Options()
+
+
+def _seconds(value: object) -> float | None:
+    if value is None or isinstance(value, int | float):
+        return value
+    raise TypeError(f"an execution timeout cannot be {value!r}")
+
+
+def _headers(value: object) -> Mapping[str, str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise TypeError(f"headers cannot be {value!r}")
+    given = cast("Mapping[object, object]", value)
+    if not all(isinstance(text, str) for item in given.items() for text in item):
+        raise TypeError(f"headers cannot be {value!r}")
+    return cast("Mapping[str, str]", value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

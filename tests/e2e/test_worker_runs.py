@@ -8,7 +8,7 @@ import pytest
 from faults.lab import SOON, Lab
 from servers import wait_until
 
-from conveyor import TaskFailed, TaskStatus, constant
+from conveyor import TaskFailed, TaskStatus, constant, exponential
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,6 +80,12 @@ def test_backoff_is_asked_with_the_record_and_the_error(lab: Lab) -> None:
 def test_backoff_that_fails_gives_way_to_the_default(lab: Lab, backoff: str) -> None:
     task = getattr(lab.tasks, f"flaky_{backoff}").options(error_retry_limit=1)
     assert task.delay(1).wait(SOON) == 2
+
+
+def test_backoff_of_a_call_goes_before_the_function_of_the_task(lab: Lab) -> None:
+    default = exponential(1, maximum=300, jitter=0.1)
+    result = lab.tasks.flaky_never.options(error_retry_limit=1, backoff=default).delay(1)
+    assert result.wait(SOON) == 2
 
 
 def test_backoff_without_end_waits_without_end(lab: Lab) -> None:

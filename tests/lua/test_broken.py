@@ -213,6 +213,15 @@ def test_beside_a_record_that_is_only_looked_at(engine: Engine, worker: Worker) 
     )
 
 
+@pytest.mark.parametrize("options", [b"\x81\xa1h\x05", b"\x81\xa1h\x81\x01\x02", b"\x81\xa1t\xa1x"])
+def test_options_of_the_wrong_kind_are_an_error_of_this_task(
+    engine: Engine, options: bytes
+) -> None:
+    engine.put("a", options=options)
+    with pytest.raises(SerializationError, match="options of a task cannot be read"):
+        engine.task("a")
+
+
 def test_a_foreign_id_in_each_place(engine: Engine, worker: Worker) -> None:
     engine.put("running", "good")
     engine.put("waiting", due="+50000")
