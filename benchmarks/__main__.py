@@ -3,7 +3,7 @@ task.
 
     python -m benchmarks                    everything, on the embedded server's binary
     python -m benchmarks drain -n 100000    one of: enqueue drain round_trip idle fairness
-    coroutines
+    coroutines takeover
 
 Every figure is printed with what it was measured on; compare figures of one run only.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -24,7 +25,7 @@ os.environ.setdefault("CONVEYOR_BROKER", f"embedded://{tempfile.gettempdir()}/co
 
 from typing import TYPE_CHECKING
 
-from benchmarks.app import add, anap, anoop, app, compute, nap, noop
+from benchmarks.app import add, anap, anoop, app, compute, hang, nap, noop
 from conveyor.broker import commands
 
 if TYPE_CHECKING:
@@ -159,6 +160,28 @@ def coroutines(_: int) -> None:
         print(f"1,000 sleeps of 10 ms, 100 at once: {_span(results):.2f} s, enqueuing included")
 
 
+def takeover(_: int) -> None:
+    """How soon a task runs again whose child was killed, and one whose whole worker was."""
+    with worker("-c", "2"):
+        for who, name in ((0, "child"), (1, "worker, stall_timeout 15 s")):
+            with worker("-c", "1"):
+                times = [_kill_and_time(who) for _ in range(1 if who else 10)]
+            print(f"{name} killed: running again after {max(times):.3f} s at most of {len(times)}")
+
+
+def _kill_and_time(who: int) -> float:
+    result = hang.delay()
+    while not (processes := result.progress):
+        time.sleep(0.01)
+    killed_at = time.time()
+    os.kill(processes[who], signal.SIGKILL)
+    result.wait(timeout=60)
+    record = result.task()
+    assert record is not None
+    assert record.processing_started_at is not None
+    return record.processing_started_at.timestamp() - killed_at
+
+
 def _span(results: Iterable[TaskResult[None]]) -> float:
     """Seconds from the first task's enqueuing to the last one's end, by the server's clock."""
     records = [record for result in results if (record := result.task())]
@@ -185,7 +208,8 @@ def _cpu(pid: int) -> float:
 
 
 STAGES: dict[str, Callable[[int], None]] = {
-    stage.__name__: stage for stage in (enqueue, drain, round_trip, fairness, coroutines, idle)
+    stage.__name__: stage
+    for stage in (enqueue, drain, round_trip, fairness, coroutines, takeover, idle)
 }
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 
-from conveyor import Conveyor
+from conveyor import Context, Conveyor
 
 app = Conveyor("benchmarks")
 
@@ -45,3 +46,11 @@ def compute(seconds: float) -> int:
     while time.monotonic() < until:
         rounds += sum(range(1000))
     return rounds
+
+
+@app.task(bind=True)
+def hang(ctx: Context) -> None:
+    """Tells who runs it and hangs; its second run ends at once."""
+    if ctx.fence == 1:
+        ctx.update_progress([os.getpid(), os.getppid()])
+        time.sleep(600)
