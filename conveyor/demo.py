@@ -4,8 +4,7 @@
 worker (`conveyor -A conveyor.demo worker --burst`), and the results as they come.
 
 Each run reports its pid, by which one is caught in the act: its child is stopped, the record is
-read again, and only if the run is still under way then is the child killed. In the end exactly that
-run was repeated, and every file's outcome is what a plain loop in this process finds.
+read again, and only if the run is still under way then is the child killed.
 """
 
 from __future__ import annotations
@@ -18,13 +17,11 @@ import sys
 import tempfile
 import time
 import warnings
-from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeAlias
 
 from rich.progress import Progress
-from rich.table import Table
 
 from conveyor import (
     Context,
@@ -112,35 +109,6 @@ def source_files(directory: Path) -> list[Path]:
     return files[::2] + files[1::2][::-1]
 
 
-def run(files: Sequence[Path], *, children: int, kill: bool, console: Console) -> bool:
-    """Parses the files as tasks, then in a plain loop; prints both, and returns whether they agree.
-
-    Raises:
-        BrokerUnavailable: There is no server.
-        ConveyorError: The worker failed.
-    """
-    console.print(f"{len(files):,} files, {children} children, {app.client.broker.server.address}")
-    story = asyncio.run(parse_all(files, children, kill, console))
-    console.print("now the same in a plain loop, to compare")
-    began = time.perf_counter()
-    expected = [plain_outcome(path) for path in files]
-    console.print(report(files, story, time.perf_counter() - began))
-    problems = [
-        f"{path}: {ours}, but the plain loop has {theirs}"
-        for path, ours, theirs in zip(files, story.outcomes, expected, strict=True)
-        if ours != theirs
-    ]
-    repeated = {record.id: record.stall_retries for record in story.records if record.stall_retries}
-    if repeated != ({story.kill.task.id: 1} if story.kill else {}):
-        problems.append(f"not just the run that was killed was repeated (id, times): {repeated}")
-    if kill and not story.kill:
-        problems.append(
-            "no run was caught in the act, all were too short: --no-kill, or more files"
-        )
-    console.print("\n".join(problems) or "The same: every file was counted, and counted once.")
-    return not problems
-
-
 async def parse_all(files: Sequence[Path], children: int, kill: bool, console: Console) -> Story:
     """Sends every file, has a worker work until the queue is empty, and follows the results."""
     command = ("-m", "conveyor", "-A", "conveyor.demo", "worker", "--burst", "-c", str(children))
@@ -208,47 +176,3 @@ async def kill_a_run(tasks: Sequence[TaskResult[Counts]], console: Console) -> K
 def is_running(record: TaskRecord | None) -> bool:
     """Whether the task has said by whom it is being run."""
     return record is not None and record.status is TaskStatus.PROCESSING and record.data is not None
-
-
-def plain_outcome(path: Path) -> Outcome:
-    """What comes of a file without any queue."""
-    try:
-        return count(path)
-    except Exception as error:
-        return type(error).__qualname__
-
-
-def report(files: Sequence[Path], story: Story, loop_seconds: float) -> Table:
-    """The figures."""
-    failures = Counter(each for each in story.outcomes if isinstance(each, str))
-    counts = {
-        path: each
-        for path, each in zip(files, story.outcomes, strict=True)
-        if isinstance(each, Counts)
-    }
-    slowest = sorted(counts, key=lambda path: -counts[path].seconds)[:3]
-    rows = {
-        "files": f"{len(files):,}",
-        "functions": f"{sum(each.functions for each in counts.values()):,}",
-        "classes": f"{sum(each.classes for each in counts.values()):,}",
-        "failed": ", ".join(f"{name} {times}" for name, times in failures.items()) or "none",
-        "slowest": ", ".join(
-            f"{path.name} {counts[path].seconds * 1000:.0f} ms" for path in slowest
-        ),
-        "tasks/s": f"{len(files) / story.seconds:,.0f}, in {story.seconds:.1f} s",
-        "plain loop": f"{len(files) / loop_seconds:,.0f}/s, in {loop_seconds:.1f} s",
-        "killed run": recovery(story.kill, story.records) if story.kill else "none",
-    }
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name, text in rows.items():
-        table.add_row(name, text)
-    return table
-
-
-def recovery(kill: Kill, records: Sequence[TaskRecord]) -> str:
-    """How long after its kill the run was queued again, and begun again."""
-    record = next(record for record in records if record.id == kill.task.id)
-    lost, repeated, *_ = record.attempts
-    queued = (lost.ended_at - kill.moment).total_seconds() * 1000
-    begun = (repeated.started_at - kill.moment).total_seconds() * 1000
-    return f"queued again after {queued:.0f} ms, begun again after {begun:.0f} ms"

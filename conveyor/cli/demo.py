@@ -50,14 +50,15 @@ def run(options: argparse.Namespace) -> Exit:
     directory = Path(options.path or sysconfig.get_path("stdlib")).expanduser()
     signal.signal(signal.SIGTERM, _interrupt)
     with _private_server():
-        from conveyor import demo  # the app learns here where its server is
+        from conveyor.cli import comparison  # the app learns here where its server is
+        from conveyor.demo import source_files
 
-        files = demo.source_files(directory)
+        files = source_files(directory)
         if not files:
             raise ConfigurationError(
                 f"there are no Python files in {directory}: name another with --path"
             )
-        succeeded = demo.run(
+        succeeded = comparison.compare(
             files, children=options.concurrency, kill=options.kill, console=make_console()
         )
     return Exit.DONE if succeeded else Exit.FAILED

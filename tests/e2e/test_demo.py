@@ -15,6 +15,7 @@ from servers import wait_until
 from workers import Running
 
 from conveyor import demo
+from conveyor.cli import comparison
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +78,7 @@ def test_files_that_cannot_be_parsed_are_counted_by_exception(
         "old": b"x = '\\d'\nx is 1\n",
     }.items():
         (source / f"{name}.py").write_bytes(text)
-    expected = [demo.plain_outcome(path) for path in sorted(source.iterdir())]
+    expected = [comparison.plain_outcome(path) for path in sorted(source.iterdir())]
     code, rows, output = run(source, "--no-kill", temporary=temporary)
     assert code == 0, output
     assert (rows["functions"], rows["classes"]) == ("1", "1")
