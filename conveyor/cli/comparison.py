@@ -1,4 +1,4 @@
-"""The demo beside a plain loop: the same came of every file, and only the killed run was repeated."""
+"""The demo beside a plain loop: each file the same, and only the killed run repeated."""
 
 from __future__ import annotations
 
