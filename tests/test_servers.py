@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import redis
-import servers
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from servers import (
@@ -27,6 +26,7 @@ from servers import (
     Sentinel,
     Server,
     binaries,
+    free_port,
     wait_until,
 )
 
@@ -115,8 +115,8 @@ def test_a_server_that_cannot_start_says_why() -> None:
 def test_a_port_that_is_taken_meanwhile_is_left_alone(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = iter([server.port, 0, servers.free_port(), 0])
-    monkeypatch.setattr(servers, "free_port", lambda: next(chosen))
+    chosen = iter([server.port, 0, free_port(), 0])
+    monkeypatch.setattr("servers.server.free_port", lambda: next(chosen))
 
     with Server() as second:
         assert second.port != server.port
@@ -174,7 +174,7 @@ def test_a_fork_of_the_test_process_stops_nothing(server: Server) -> None:
 def test_redis_is_asked_for_only_where_it_is_or_must_be(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(servers, "REDIS_PATH", tmp_path / "redis-server")
+    monkeypatch.setattr("servers.programs.REDIS_PATH", tmp_path / "redis-server")
     monkeypatch.delenv("CI", raising=False)
     assert binaries() == ("valkey",)
 

@@ -80,7 +80,7 @@ def hold(ctx: Context, seconds: float = 60) -> str:
 
 _numbers = count(1)
 
-# See servers.py: PR_SET_PDEATHSIG kept across exec, and the check that it did not come too late.
+# See servers/process.py: PR_SET_PDEATHSIG kept across exec, unless it came too late.
 _LAUNCH = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
     "os.getppid() == int(sys.argv[1]) and os.execv(sys.argv[2], sys.argv[2:])"
