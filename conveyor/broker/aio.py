@@ -21,6 +21,7 @@ from conveyor.broker.broker import (
     LONGEST_PAUSE,
     PATIENCE,
     Broker,
+    read_names,
     refused,
     script_call,
     script_source,
@@ -96,6 +97,14 @@ class AsyncBroker:
         except BaseException:
             self._announced.discard(queue)
             raise
+
+    def unannounce(self, queue: str) -> None:
+        """Has the queue announced again when it is used next."""
+        self._announced.discard(queue)
+
+    async def queues(self) -> list[str]:
+        """The queues that are known, by name."""
+        return read_names(await self.execute(("SMEMBERS", known_queues(self._broker.namespace))))
 
     async def aclose(self) -> None:
         """Closes the running event loop's client."""

@@ -22,6 +22,8 @@ from conveyor.broker.keys import QueueKeys, known_queues
 from conveyor.errors import BrokerUnavailable, QueueFull
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from conveyor.broker.commands import Command
     from conveyor.errors import ConveyorError
 
@@ -106,14 +108,22 @@ class Broker:
             self.execute(("SADD", known_queues(self.namespace), queue))
             self._announced.add(mark)
 
+    def unannounce(self, queue: str) -> None:
+        """Has the queue announced again when it is used next."""
+        self._announced.discard((os.getpid(), queue))
+
     def queues(self) -> list[str]:
         """The queues that are known, by name."""
-        names: set[bytes] = set(self.execute(("SMEMBERS", known_queues(self.namespace))))
-        return sorted(name.decode() for name in names)
+        return read_names(self.execute(("SMEMBERS", known_queues(self.namespace))))
 
     def close(self) -> None:
         """Closes what this process opened."""
         self.server.close()
+
+
+def read_names(reply: Iterable[bytes]) -> list[str]:
+    """The members of a set, sorted."""
+    return sorted(name.decode() for name in reply)
 
 
 def script_call(command: Command[Any]) -> tuple[Any, ...]:

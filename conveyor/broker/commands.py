@@ -26,7 +26,9 @@ BATCH = 100
 #: Most bytes of records one call carries.
 BATCH_BYTES = 1_048_576
 
-#: In a worker's mailbox instead of a task's id: something was parked, and it may know its name.
+#: In a worker's mailbox is a run to stop: its token, of so many bytes, then the task's id.
+TOKEN = 12
+#: Or this: something was parked, and it may know its name.
 PARKED_MAIL = b"\1parked"
 
 _ENQUEUE = load_script("enqueue")
@@ -40,10 +42,17 @@ _WAIT = load_script("wait")
 _HELLO = load_script("hello")
 _UNPARK = load_script("unpark")
 _STATUS = load_script("status")
+_LIST = load_script("list")
+_REMOVE = load_script("remove")
+_RETRY = load_script("retry")
+_CONTROL = load_script("control")
+_PURGE = load_script("purge")
+_DESTROY = load_script("destroy")
 
 SCRIPTS = (
     _ENQUEUE, _SETTLE, _RENEW, _MAINTAIN, _CANCEL, _PROGRESS,
     _READ, _WAIT, _HELLO, _UNPARK, _STATUS,
+    _LIST, _REMOVE, _RETRY, _CONTROL, _PURGE, _DESTROY,
 )  # fmt: skip
 
 
@@ -92,13 +101,22 @@ class Verdict:
     CANCEL_ASKED = 2
 
 
+class Limited:
+    """What settle.lua says of a queue's rate limit."""
+
+    NO = 0
+    YES = 1
+    HOLDS_BACK = 2
+
+
 class Settled(NamedTuple):
-    """The answer of settle.lua."""
+    """The answer of settle.lua; `limited` is one of `Limited`."""
 
     now_ms: int
     verdicts: Sequence[int]
     claimed: Sequence[bytes]
     left: bytes
+    limited: int
 
 
 class Maintained(NamedTuple):
@@ -115,6 +133,15 @@ class Snapshot(NamedTuple):
 
     record: bytes
     extras: Mapping[bytes, bytes]
+
+
+class Page(NamedTuple):
+    """The answer of list.lua: where to go on (-1: at the end), and what was found."""
+
+    position: int
+    skip: int
+    tasks: list[tuple[str, Snapshot]]
+    met: list[bytes]
 
 
 class QueueStatus(NamedTuple):
@@ -224,6 +251,48 @@ def status(keys: QueueKeys) -> Command[QueueStatus]:
     return Command(_STATUS, keys.script, [], _parse_status)
 
 
+def list_tasks(
+    keys: QueueKeys, status: str, position: int, skip: int, limit: int, met: Sequence[bytes] = ()
+) -> Command[Page]:
+    """Lists up to `limit` tasks of a status, from where the last page ended."""
+    return Command(_LIST, keys.script, [status, position, skip, limit, *met], _parse_page)
+
+
+def remove(keys: QueueKeys, task_id: str) -> Command[bool]:
+    """Removes a task; answers False when there is none."""
+    return Command(_REMOVE, keys.script, [task_id], bool)
+
+
+def retry(keys: QueueKeys, task_id: str, nonce: bytes) -> Command[int]:
+    """Queues an ended task again; answers 1, 0 (has not ended) or -1 (none)."""
+    return Command(_RETRY, keys.script, [task_id, nonce], int)
+
+
+def pause(keys: QueueKeys) -> Command[bool]:
+    """Has nothing claimed any more; answers False when it was so."""
+    return Command(_CONTROL, keys.script, ["pause"], bool)
+
+
+def resume(keys: QueueKeys) -> Command[bool]:
+    """Has tasks claimed again; answers False when they were."""
+    return Command(_CONTROL, keys.script, ["resume"], bool)
+
+
+def limit_rate(keys: QueueKeys, points: int, duration_ms: int) -> Command[bool]:
+    """Allows so many starts in any window of so long, or any number (0 points)."""
+    return Command(_CONTROL, keys.script, ["limit", points, duration_ms], bool)
+
+
+def purge(keys: QueueKeys) -> Command[tuple[int, bool]]:
+    """Removes some of what waits; answers how many, and whether there may be more."""
+    return Command(_PURGE, keys.script, [], _parse_purged)
+
+
+def destroy(keys: QueueKeys) -> Command[bool]:
+    """Removes some of everything; answers whether there may be more."""
+    return Command(_DESTROY, keys.script, [], bool)
+
+
 def snapshot(reply: Sequence[Any]) -> Snapshot:
     """Reads {record, extras} as scripts return and publish it."""
     return Snapshot(reply[0], pairs(reply[1]))
@@ -258,6 +327,21 @@ def _parse_snapshots(reply: Sequence[Any]) -> list[Snapshot | None]:
 
 def _parse_waits(reply: Sequence[Any]) -> list[Snapshot | bool]:
     return [bool(item) if isinstance(item, int | None) else snapshot(item) for item in reply]
+
+
+def _parse_page(reply: Sequence[Any]) -> Page:
+    position, skip, flat, met = reply
+    found = zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+    tasks = [
+        (task_id.decode(errors="replace"), Snapshot(record, pairs(extras)))
+        for task_id, record, extras in found
+    ]
+    return Page(position, skip, tasks, met)
+
+
+def _parse_purged(reply: Sequence[int]) -> tuple[int, bool]:
+    removed, more = reply
+    return removed, bool(more)
 
 
 def _parse_status(reply: Sequence[Any]) -> QueueStatus:

@@ -6,9 +6,9 @@ The scripts make them from `memory`, the one key they are given; Python needs on
 | key                | type   | holds                                                                   |
 |--------------------|--------|-------------------------------------------------------------------------|
 | `Q:absent`         | -      | never there: a cluster refuses scripts while it moves the queue's slot |
-| `Q:m`              | hash   | memory: last time seen, next due moments, server run id, counters       |
+| `Q:m`              | hash   | memory: last time seen, next due moments, server run id, counters; `paused` since when, `limit` (points:ms), `hold`: until when nothing is claimed |
 | `Q:t:<id>`         | string | one record (see `records.py`)                                           |
-| `Q:x:<id>`         | hash   | extras: p progress, d data, e error, n and a0-a9 attempts, w waiters, u parked because |
+| `Q:x:<id>`         | hash   | extras: p progress, d data, e error, n and a0-a9 attempts, w waiters, u parked because, r the call that retried it |
 | `Q:r:<0-9>`, `Q:a:<0-9>` | list | ready ids, sync (or unknown) and async, by priority               |
 | `Q:tombstones`     | hash   | ids that ended while still in a ready list, and how often               |
 | `Q:l`              | zset   | leased ids by the end of their lease: the running tasks                 |
@@ -16,9 +16,10 @@ The scripts make them from `memory`, the one key they are given; Python needs on
 | `Q:ok`, `Q:failed`, `Q:cancelled` | zset | ended ids by the moment their record is removed          |
 | `Q:gone`           | zset   | calls that ended without a record and may be sent again, by creation    |
 | `Q:parked`         | zset   | ids whose name no worker knew, by the moment they are given up          |
+| `Q:starts`         | list   | moments of the last starts, while there is a rate limit                 |
 | `Q:broken`         | hash   | ids set aside, and why                                                  |
 | `Q:k:r`, `Q:k:a`, `Q:k:o` | zset | markers that idle workers and orchestrators block on             |
-| `Q:k:<worker>`     | zset   | mailbox of one worker: ids to stop                                      |
+| `Q:k:<worker>`     | zset   | mailbox of one worker: runs to stop (token, id)                         |
 | `Q:c:<worker>`     | string | the worker's last claim, so that it can be repeated                     |
 | `Q:w`, `Q:w:<worker>` | set, string | live workers, for people only; the string's expiry tells who lives |
 | `Q:d:<process>`    | sharded channel | outcomes that a process waits for                              |

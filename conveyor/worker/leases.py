@@ -39,11 +39,10 @@ class Leases:
                 del self._due[job.acknowledge_ms]
         return True
 
-    def find(self, queue: int, task_id: bytes) -> Job | None:
-        """The lease on a task, by its id."""
-        return next(
-            (job for job in self._jobs.values() if job.queue == queue and job.id == task_id), None
-        )
+    def find(self, queue: int, token: bytes, task_id: bytes) -> Job | None:
+        """The lease with this token on a task."""
+        jobs = (job for job in self._jobs.values() if job.queue == queue and job.id == task_id)
+        return next((job for job in jobs if job.token == token), None)
 
     def next_due(self) -> float | None:
         """When the first is due to be renewed, monotonic."""

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from conveyor.broker.commands import BATCH, BATCH_BYTES, Settlement
+from conveyor.broker.commands import BATCH, BATCH_BYTES, Limited, Settlement
 from conveyor.orchestrator import BLOCK, Clock
 from conveyor.worker.job import ASYNC, SYNC, Job
 
@@ -41,6 +41,7 @@ class WorkerQueue:
         self.mailbox = keys.marker(mailbox)
         self.clock = Clock(keys, self.expect_work)
         self.has_work = {SYNC: True, ASYNC: True}
+        self.limited = self.held_back = False
         self.rings = 0
         self.calls = 0
         self.pending: deque[tuple[Job, Settlement]] = deque()
@@ -53,11 +54,18 @@ class WorkerQueue:
         self.rings += 1
         self.has_work.update(dict.fromkeys(lanes or (SYNC, ASYNC), True))
 
-    def note_left(self, exchange: Exchange, left: bytes) -> None:
+    def has_any_work(self) -> bool:
+        """Whether it may have, now or once its rate limit allows."""
+        return self.held_back or any(self.has_work.values())
+
+    def note_left(self, exchange: Exchange, left: bytes, limited: int = Limited.NO) -> None:
         """Takes note of where work is left; what was heard of since the call may be newer.
 
         What the call settled may be queued again, which a worker that ends with its work must see.
         """
+        self.limited = limited != Limited.NO
+        if any(exchange.asked.values()):
+            self.held_back = limited == Limited.HOLDS_BACK
         for lane, want in exchange.asked.items():
             if want:
                 self.has_work[lane] = lane.encode() in left or self.rings != exchange.rings

@@ -22,7 +22,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from conveyor.broker import commands
-from conveyor.broker.commands import BATCH, PARKED_MAIL, Settled, Verdict
+from conveyor.broker.commands import BATCH, PARKED_MAIL, TOKEN, Settled, Verdict
 from conveyor.broker.link import Link
 from conveyor.worker.announcement import Announcer, ignore_answer
 from conveyor.worker.child import Work
@@ -227,7 +227,7 @@ class Supervisor:
             )
         if not self.plan.burst:
             return False
-        empty = not any(work for queue in self._queues for work in queue.has_work.values())
+        empty = not any(queue.has_any_work() for queue in self._queues)
         return settled and empty and not self._exchanges
 
     def _close(self) -> None:
@@ -305,8 +305,8 @@ class Supervisor:
             lane, self._held.waiting[lane], short=self._windows[lane].average < SHORT_RUN
         )
 
-    def _wanted(self, lane: str) -> int:
-        """How many more tasks of a lane to claim."""
+    def _wanted(self, lane: str, *, ahead: bool = True) -> int:
+        """How many more tasks of a lane to claim, to hold some ahead or not."""
         if self.stopping or self.paused or self._held.bytes > HELD_BYTES:
             return 0
         room = self._pool.room(lane)
@@ -315,9 +315,10 @@ class Supervisor:
         width = self.plan.threads if lane == SYNC else self._async_width()
         if not width:
             return SWEEP - self._claiming[lane]
-        ahead = self._windows[lane].ahead(self.plan.concurrency * (width if lane == SYNC else 1))
+        slots = self.plan.concurrency * (width if lane == SYNC else 1)
+        more = self._windows[lane].ahead(slots) if ahead else 0
         held = len(self._held.waiting[lane]) - self._pool.suspects[lane] + self._claiming[lane]
-        return max(0, min(BATCH, room + ahead - held))
+        return max(0, min(BATCH, room + more - held))
 
     def _async_width(self) -> int:
         return self.plan.coroutines if ASYNC in self._lanes.values() else 0
@@ -333,6 +334,9 @@ class Supervisor:
         if queue is None:
             return
         asked = {lane: wants[lane] if chosen[lane] is queue else 0 for lane in wants}
+        if queue.limited:
+            # What is claimed counts as started: it must not wait here.
+            asked = {n: min(want, self._wanted(n, ahead=False)) for n, want in asked.items()}
         batch = queue.take_batch()
         if not batch and not any(asked.values()):
             return
@@ -379,7 +383,7 @@ class Supervisor:
         if answer is None:
             queue.take_failure(exchange.batch, time.monotonic())
             return
-        queue.note_left(exchange, answer.left)
+        queue.note_left(exchange, answer.left, answer.limited)
         if Verdict.STALE in answer.verdicts:
             report_refused(log, [job for job, _ in exchange.batch], answer.verdicts)
         claimed = answer.claimed
@@ -412,7 +416,7 @@ class Supervisor:
             self._unpark(queue, 0)
             return
         if meaning == "stop":
-            job = self._held.leases.find(queue.index, member)
+            job = self._held.leases.find(queue.index, member[:TOKEN], member[TOKEN:])
             if job is not None:
                 self._cancel(job)
             return

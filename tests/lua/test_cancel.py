@@ -57,7 +57,7 @@ def test_the_worker_of_a_running_task_is_asked_to_stop_it(engine: Engine, worker
     assert engine.places("a") == ["l"]
     assert engine.task("a").status is TaskStatus.PROCESSING
     mailbox = engine.keys.marker(b"work".hex())
-    assert engine.call("ZRANGE", mailbox, 0, -1) == [b"a"]
+    assert engine.call("ZRANGE", mailbox, 0, -1) == [a.token + b"a"]
     assert engine.call("PTTL", mailbox) > 0
     assert worker.renew(a, b) == [Verdict.CANCEL_ASKED, Verdict.ACCEPTED]
     assert worker.end(a, "cancelled") == Verdict.ACCEPTED

@@ -64,10 +64,12 @@ def test_a_dropped_lease_is_gone_and_dropping_it_again_says_so() -> None:
     leases = Leases()
     one = job(1)
     leases.add(one, 0.0)
-    assert leases.find(0, b"id-1") is one
+    assert leases.find(0, one.token, b"id-1") is one
+    assert leases.find(0, b"another one.", b"id-1") is leases.find(1, one.token, b"id-1") is None
     assert leases.drop(one)
     assert not leases.drop(one)
-    assert (len(leases), leases.next_due(), leases.find(0, b"id-1")) == (0, None, None)
+    assert (len(leases), leases.next_due()) == (0, None)
+    assert leases.find(0, one.token, b"id-1") is None
 
 
 def test_all_are_due_once_the_server_is_back() -> None:

@@ -15,7 +15,7 @@
 -- Renewals tell the worker again should this word be lost.
 local function ask_worker(id, record)
   redis.call('SETRANGE', Q .. 't:' .. id, 3, string.char(bit.bor(string.byte(record, 4), CANCEL_ASKED)))
-  mail(worker_of(record), id)
+  stop_run(id, record)
 end
 
 local id = ARGV[1]

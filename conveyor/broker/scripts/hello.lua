@@ -2,7 +2,7 @@
 -- Greets a server on every new connection of a worker or orchestrator: notices that it is another
 -- one than before (restart, failover), and announces the worker to people.
 --
--- USES      record clock
+-- USES      record clock mail
 -- KEYS
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves
@@ -18,7 +18,7 @@
 
 local function forget_dead_workers()
   for _, id in ipairs(redis.call('SRANDMEMBER', Q .. 'w', 50)) do
-    if redis.call('EXISTS', Q .. 'w:' .. id) == 0 then redis.call('SREM', Q .. 'w', id) end
+    if redis.call('EXISTS', Q .. 'w:' .. id) == 0 then forget_worker(id) end
   end
 end
 
@@ -37,9 +37,7 @@ if ARGV[1] ~= '' then
     redis.call('SADD', Q .. 'w', ARGV[1])
     redis.call('SET', Q .. 'w:' .. ARGV[1], ARGV[3], 'PX', ttl)
   else
-    redis.call('SREM', Q .. 'w', ARGV[1])
-    local bytes = string.gsub(ARGV[1], '%x%x', function(hex) return string.char(tonumber(hex, 16)) end)
-    redis.call('DEL', Q .. 'w:' .. ARGV[1], Q .. 'k:' .. ARGV[1], Q .. 'c:' .. bytes)
+    forget_worker(ARGV[1])
   end
 end
 return now

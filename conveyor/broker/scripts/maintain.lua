@@ -14,18 +14,10 @@
 --   1 one place per id, 4 server time, 5 bounded (so many ids and 1 MiB of each kind), 9 unusable
 --   records set aside, 10 any number of orchestrators may call it at once
 
-local function touch_what_is_ready()
-  for _, lane in ipairs({ 'r', 'a' }) do
-    local lists = {}
-    for priority = 0, 9 do lists[priority + 1] = Q .. lane .. ':' .. priority end
-    if redis.call('EXISTS', unpack(lists)) > 0 then touched[lane] = true end
-  end
-end
-
 local was_due = moments.due or 0
 local moved = move_everything(tonumber(ARGV[1]))
 if moved > 0 then remember_time() end
-if was_due <= now then touch_what_is_ready() end
+if was_due <= now then touch_lanes() end
 wake_workers(keep_moment)
 local first = next_due()
 return { now, moved, first < math.huge and first or -1, first <= now and 1 or 0 }

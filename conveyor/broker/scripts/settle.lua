@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Ends leases, each with its outcome, and claims new work in the same round trip.
 --
--- USES      record clock ready finish rerun due mail
+-- USES      record clock ready finish rerun due mail limit
 -- KEYS
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves
@@ -18,7 +18,8 @@
 --                    one by one: the last claimed comes first
 -- RETURNS
 --   {server time in ms, verdicts (one each: 1 accepted, 0 stale, 2 already settled), claimed (id,
---   record, id, record, …), lanes with work left ("", "r", "a" or "ra")}
+--   record, id, record, …), lanes with work left that may be claimed ("", "r", "a" or "ra"), 0 no rate
+--   limit, 1 there is one, 2 it holds back work}
 -- KEEPS
 --   1 one place per id, 2 tokens compared item by item, 4 server time, 5 bounded (at most 100 settled,
 --   100 and 1 MiB claimed), 7 repeatable, 8 works when memory is full, 9 unusable records set aside
@@ -168,12 +169,18 @@ local function remember_claim()
   redis.call('SET', LAST, struct.pack('<I6', call) .. cmsgpack.pack(ids), 'PX', 120000)
 end
 
+local limited = points and 1 or 0
+
 local function claim(sync, async)
   if promote(20) + reap(20) + expire(20) > 0 then wake_orchestrator('due', now) end
   local left = ''
-  for _, ask in ipairs({ { 'r', sync }, { 'a', async } }) do
+  local asks = { { 'r', sync }, { 'a', async } }
+  -- Neither lane always takes what the rate limit allows.
+  if points and call % 2 == 0 then asks = { asks[2], asks[1] } end
+  local most = most_starts(sync + async)
+  for _, ask in ipairs(asks) do
     local lane, want = ask[1], ask[2]
-    if want > 0 and claim_lane(lane, want) then
+    if want > 0 and claim_lane(lane, math.min(want, most - #leases / 2)) then
       left = left .. lane
       touched[lane] = true
     end
@@ -182,7 +189,10 @@ local function claim(sync, async)
     redis.call('ZADD', Q .. 'l', unpack(leases))
     remember_claim()
   end
-  return left
+  note_starts(#leases / 2)
+  if hold <= now then return left end
+  if left ~= '' and hold < FOREVER then limited = 2 end
+  return ''
 end
 
 remember_time()
@@ -191,4 +201,4 @@ local left = ''
 local sync, async = tonumber(ARGV[3]), tonumber(ARGV[4])
 if sync + async > 0 and not repeated() then left = claim(sync, async) end
 wake_workers(wake_orchestrator)
-return { now, verdicts, claimed, left }
+return { now, verdicts, claimed, left, limited }

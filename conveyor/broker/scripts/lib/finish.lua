@@ -1,6 +1,7 @@
 -- Ends a task: final record, its retention, and the word to those who wait for it.
 -- Needs: record, clock.
--- Gives: RESEND_MS, call_of, fail, finish, mark_of, remove_record, trim_to_cap.
+-- Gives: RESEND_MS, call_of, fail, finish, mark_of, remove_record, trim_to_cap,
+-- vanish.
 
 local ENDED_SETS = { [SUCCESS] = 'ok', [FAILED] = 'failed', [CANCELLED] = 'cancelled' }
 local INLINE_OUTCOME = 65536
@@ -27,15 +28,26 @@ local function remember_gone(id, record)
   if #old > 0 then redis.call('ZREM', Q .. 'gone', unpack(old)) end
 end
 
+local function tell(waiters, message)
+  local packed = cmsgpack.pack(message)
+  for waiter in string.gmatch(waiters or '', '[^,]+') do redis.call('SPUBLISH', Q .. 'd:' .. waiter, packed) end
+end
+
 -- A small outcome travels with the wake-up, and so does one whose record is gone.
 local function publish_outcome(id, record, removed)
-  local waiters = redis.call('HGET', extras(id), 'w') or ''
   local message = { id }
   if removed or #record <= INLINE_OUTCOME then
     message = { id, record, read_extras(id) }
   end
-  local packed = cmsgpack.pack(message)
-  for waiter in string.gmatch(waiters, '[^,]+') do redis.call('SPUBLISH', Q .. 'd:' .. waiter, packed) end
+  tell(redis.call('HGET', extras(id), 'w'), message)
+end
+
+-- Removes a task that has no outcome: those who wait for it are told to look.
+local function vanish(id, record)
+  local waiters = has_flag(record, WAITED) and redis.call('HGET', extras(id), 'w')
+  remember_gone(id, record)
+  remove_record(id)
+  tell(waiters, { id })
 end
 
 local function trim_to_cap(set, cap)

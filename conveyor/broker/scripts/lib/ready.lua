@@ -1,7 +1,7 @@
 -- Ready lists: one per lane (r: sync or unknown, a: async) and priority, with a marker per lane
 -- that idle workers block on.
 -- Needs: record, clock.
--- Gives: bury, drop, push_head, push_tail, wake_workers.
+-- Gives: bury, drop, push_head, push_tail, touch_lanes, wake_workers.
 
 local REMIND_MS = 10000
 
@@ -18,10 +18,24 @@ end
 local function push_tail(id, record) redis.call('RPUSH', ready_list(record), id) end
 local function push_head(id, record) redis.call('LPUSH', ready_list(record), id) end
 
+-- Has `wake_workers` tell of every lane that has something in it.
+local function touch_lanes()
+  for _, lane in ipairs({ 'r', 'a' }) do
+    local lists = {}
+    for priority = 0, 9 do lists[priority + 1] = Q .. lane .. ':' .. priority end
+    if redis.call('EXISTS', unpack(lists)) > 0 then touched[lane] = true end
+  end
+end
+
 -- One marker wakes one worker; whoever claims and leaves work behind adds the next. Should the one
--- that it wakes die before, an orchestrator reminds the others.
+-- that it wakes die before, an orchestrator reminds the others. While nothing may be claimed it reminds
+-- them when that is over.
 local function wake_workers(tell_orchestrator)
   if not next(touched) then return end
+  if hold > now then
+    if hold < FOREVER then tell_orchestrator('due', hold) end
+    return
+  end
   for lane in pairs(touched) do redis.call('ZADD', Q .. 'k:' .. lane, 0, 'ready') end
   tell_orchestrator('due', now + REMIND_MS)
 end

@@ -7,11 +7,11 @@ local ERROR, STALL, INTERRUPTION, CANCELLATION = 'error', 'stall', 'interrupted'
 local KEPT_ATTEMPTS = 10
 
 -- `attempts` is a ring of the last runs in the task's hash: a0 to a9, `n` counts them all.
-local function note_attempt(id, record, outcome, error)
+local function note_attempt(id, record, outcome, error, ended)
   local extra = extras(id)
   local count = redis.call('HINCRBY', extra, 'n', 1)
   redis.call('HSET', extra, 'a' .. (count - 1) % KEPT_ATTEMPTS,
-    struct.pack('<I6I6c4B', read('I6', record, 23), now, string.sub(record, 15, 18), #outcome) .. outcome .. error)
+    struct.pack('<I6I6c4B', read('I6', record, 23), ended or now, string.sub(record, 15, 18), #outcome) .. outcome .. error)
   if error ~= '' then redis.call('HSET', extra, 'e', error) end
 end
 
