@@ -9,6 +9,7 @@ story is in `docs/tour.md`.
 
 import sys
 
+from conveyor.amanager import AsyncManager
 from conveyor.app import Conveyor
 from conveyor.backoff import Backoff, constant, exponential, linear
 from conveyor.codec import Opaque
@@ -33,7 +34,9 @@ from conveyor.errors import (
     UnknownTask,
     WaitTimeout,
 )
+from conveyor.manager import Manager
 from conveyor.orchestrator import Orchestrator
+from conveyor.queues import RateLimit, TaskCounts, WorkerRecord
 from conveyor.records import Attempt, TaskRecord, TaskStatus
 from conveyor.result import TaskResult
 from conveyor.task import AsyncTask, Call, Task
@@ -54,6 +57,12 @@ __all__ = [
     "TaskRecord",
     "TaskResult",
     "TaskStatus",
+    # Looking after queues
+    "AsyncManager",
+    "Manager",
+    "RateLimit",
+    "TaskCounts",
+    "WorkerRecord",
     # Running tasks
     "Orchestrator",
     "Worker",

@@ -22,16 +22,20 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from typing_extensions import Unpack
 
+from conveyor.amanager import AsyncManager
 from conveyor.broker.connect import Server
 from conveyor.broker.keys import check_name
 from conveyor.client import Client
 from conveyor.codec import Codec
 from conveyor.errors import ConfigurationError
+from conveyor.manager import Manager
+from conveyor.operations import Operations
 from conveyor.options import TASK_OPTIONS, TaskOptions, refuse_unknown
 from conveyor.result import TaskResult
+from conveyor.sending import asend_all, send_all
 from conveyor.settings import resolve_settings
 from conveyor.signature import Signature, annotated_types
-from conveyor.task import AsyncTask, BaseTask, Call, Definition, Task, asend_all, send_all
+from conveyor.task import AsyncTask, BaseTask, Call, Definition, Task, check_task_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -42,9 +46,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-#: Longest name of a task, in characters.
-MAX_NAME = 500
 
 
 class Decorator(Protocol):
@@ -175,9 +176,29 @@ class Conveyor:
         """The async twin of `map`."""
         return await asend_all(self.client, _only_calls(calls))
 
+    def manager(self, queue: str | None = None) -> Manager:
+        """Looks after one queue: its tasks, its workers, its rate limit, pausing and emptying it.
+
+        Args:
+            queue: Which; None is the app's.
+
+        Example:
+            >>> app.manager("reports").get_task_counts().queued
+            0
+        """
+        return Manager(self._operations(queue))
+
+    def amanager(self, queue: str | None = None) -> AsyncManager:
+        """The async twin of `manager`: the same methods, awaited."""
+        return AsyncManager(self._operations(queue))
+
     def queues(self) -> list[str]:
         """The queues that the namespace has had tasks on, by name."""
         return self.client.broker.queues()
+
+    async def aqueues(self) -> list[str]:
+        """The async twin of `queues`."""
+        return await self.client.abroker.queues()
 
     def close(self) -> None:
         """Closes what this process opened; a shared client stays open."""
@@ -212,6 +233,10 @@ class Conveyor:
     ) -> None:
         """Closes."""
         await self.aclose()
+
+    def _operations(self, queue: str | None) -> Operations:
+        name = self.queue if queue is None else check_name(queue, "queue")
+        return Operations(self.client, self.tasks, name)
 
     def _declare(
         self, function: Callable[..., Any], bind: bool, options: Mapping[str, Any]
@@ -257,12 +282,8 @@ def _only_calls(calls: Iterable[Call[R]]) -> list[Call[R]]:
 def _task_name(function: Any, given: object) -> str:
     if not callable(function) or inspect.isclass(function) or not hasattr(function, "__qualname__"):
         raise ConfigurationError(f"{function!r} cannot be a task: decorate a function")
-    name = f"{_module_name(function)}.{function.__qualname__}" if given is None else given
-    if not isinstance(name, str) or not name or not name.isprintable() or len(name) > MAX_NAME:
-        raise ConfigurationError(
-            f"task name {name!r} is not valid: use 1 to {MAX_NAME} printable characters"
-        )
-    return name
+    own = f"{_module_name(function)}.{function.__qualname__}"
+    return check_task_name(own if given is None else given)
 
 
 def _origin(task: BaseTask[..., Any]) -> str:

@@ -6,11 +6,13 @@ Tasks send through it and results read through it, so neither knows the app.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from conveyor.broker import commands
 from conveyor.broker.aio import AsyncBroker
 from conveyor.broker.broker import Broker
+from conveyor.broker.commands import Command
 from conveyor.broker.outcomes import Outcomes
 from conveyor.broker.process import PerProcess
 from conveyor.records import TaskRecord, decode_task
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
     from conveyor.broker.connect import Server
     from conveyor.codec import Codec
     from conveyor.settings import Settings
+
+T = TypeVar("T")
+
+#: What is to be asked of the server, one command after the other, and what follows from the
+#: answers: written once, and run by `Client.drive` or `Client.adrive`.
+Steps: TypeAlias = Generator[Command[Any] | tuple[Any, ...], Any, T]
 
 
 class Client:
@@ -74,6 +82,32 @@ class Client:
         """Reads a task."""
         (found,) = await self.abroker.run(commands.read(self.broker.keys(queue), [task_id]))
         return None if found is None else self.decode(queue, task_id, found)
+
+    def drive(self, steps: Steps[T]) -> T:
+        """Asks the server what the steps say; returns what they return."""
+        answer: Any = None
+        while True:
+            try:
+                step = steps.send(answer)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            if isinstance(step, Command):
+                answer = self.broker.run(step)
+            else:
+                answer = self.broker.execute(step)
+
+    async def adrive(self, steps: Steps[T]) -> T:
+        """The async twin of `drive`."""
+        answer: Any = None
+        while True:
+            try:
+                step = steps.send(answer)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            if isinstance(step, Command):
+                answer = await self.abroker.run(step)
+            else:
+                answer = await self.abroker.execute(step)
 
     def close(self) -> None:
         """Closes what this process opened, but for the clients of event loops; waits end."""

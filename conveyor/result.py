@@ -83,6 +83,14 @@ class TaskResult(Generic[R_co]):
             WaitTimeout: It has not ended in time.
             TaskNotFound: There is no such task (any more).
         """
+        return self._value(self._ended(timeout))
+
+    def __await__(self) -> Generator[Any, None, R_co]:
+        """Waits like `wait()`, without blocking the event loop."""
+        return self._await_end().__await__()
+
+    def _ended(self, timeout: Duration | None) -> TaskRecord:
+        """The record of the task, once it has ended."""
         ms = None if timeout is None else to_ms(timeout, "timeout")
         deadline = math.inf if ms is None else time.monotonic() + ms / 1000
         outcomes = self._client.outcomes
@@ -96,11 +104,7 @@ class TaskResult(Generic[R_co]):
             ended = self._read_late(timeout)
         finally:
             outcomes.forget(self.queue, self.id, future)
-        return self._value(ended)
-
-    def __await__(self) -> Generator[Any, None, R_co]:
-        """Waits like `wait()`, without blocking the event loop."""
-        return self._await_end().__await__()
+        return self._record(ended)
 
     @property
     def status(self) -> TaskStatus:
@@ -168,19 +172,29 @@ class TaskResult(Generic[R_co]):
         return commands.wait(keys, self._client.outcomes.name, [self.id])
 
     async def _await_end(self) -> R_co:
+        return self._value(await self._aended())
+
+    async def _aended(self, timeout: Duration | None = None) -> TaskRecord:  # noqa: ASYNC109
+        ms = None if timeout is None else to_ms(timeout, "timeout")
         outcomes = self._client.outcomes
         future = outcomes.expect(self.queue, self.id)
         try:
-            if outcomes.hears(self.queue):
-                await self._aregister()
-            return self._value(await asyncio.wrap_future(future))
+            async with asyncio.timeout(None if ms is None else ms / 1000):
+                if outcomes.hears(self.queue):
+                    await self._aregister()
+                ended = await asyncio.wrap_future(future)
+        except TimeoutError:
+            ended = await asyncio.to_thread(self._read_late, timeout)
         finally:
             outcomes.forget(self.queue, self.id, future)
+        return self._record(ended)
 
-    def _value(self, ended: Snapshot | None) -> R_co:
+    def _record(self, ended: Snapshot | None) -> TaskRecord:
         if ended is None:
             raise TaskNotFound(self._missing())
-        record = self._client.decode(self.queue, self.id, ended)
+        return self._client.decode(self.queue, self.id, ended)
+
+    def _value(self, record: TaskRecord) -> R_co:
         if record.status is TaskStatus.SUCCESS:
             return cast("R_co", record.result)
         if record.status is TaskStatus.CANCELLED:
@@ -218,3 +232,16 @@ class TaskResult(Generic[R_co]):
             f"there is no task {self.id!r} on queue {self.queue!r}: "
             "it never existed, was removed, or its retention has passed"
         )
+
+
+def wait_for_record(result: TaskResult[Any], timeout: Duration | None) -> TaskRecord:
+    """Waits like `TaskResult.wait`, and returns the record however the task ended."""
+    return result._ended(timeout)  # pyright: ignore[reportPrivateUsage]
+
+
+async def await_record(
+    result: TaskResult[Any],
+    timeout: Duration | None,  # noqa: ASYNC109
+) -> TaskRecord:
+    """The async twin of `wait_for_record`."""
+    return await result._aended(timeout)  # pyright: ignore[reportPrivateUsage]

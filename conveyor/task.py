@@ -8,21 +8,14 @@ beforehand, so that sending it again after a lost reply adds nothing.
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, Self, TypeVar, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar, cast
 
 from typing_extensions import Unpack
 
-from conveyor.broker import commands
-from conveyor.broker.commands import BATCH, BATCH_BYTES, NewTask
+from conveyor.broker.commands import NewTask
 from conveyor.context import current_task
-from conveyor.errors import (
-    ConfigurationError,
-    ConveyorError,
-    IdConflict,
-    PartialEnqueue,
-    PayloadTooLarge,
-)
+from conveyor.errors import ConfigurationError, PayloadTooLarge
 from conveyor.options import (
     CALL_OPTIONS,
     CallOptions,
@@ -32,13 +25,13 @@ from conveyor.options import (
     make_plan,
     refuse_unknown,
 )
-from conveyor.records import Template, payload_of
+from conveyor.records import Template
 from conveyor.result import TaskResult
+from conveyor.sending import Sending, asend, asend_all, send, send_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
 
-    from conveyor.broker.commands import Command
     from conveyor.client import Client
     from conveyor.moments import Duration
     from conveyor.signature import Signature
@@ -46,6 +39,22 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+
+#: Longest name of a task, in characters.
+MAX_NAME = 500
+
+
+def check_task_name(name: object) -> str:
+    """Returns the name of a task if it is a valid one.
+
+    Raises:
+        ConfigurationError: It is no text, empty, too long, or not printable.
+    """
+    if not isinstance(name, str) or not name or not name.isprintable() or len(name) > MAX_NAME:
+        raise ConfigurationError(
+            f"task name {name!r} is not valid: use 1 to {MAX_NAME} printable characters"
+        )
+    return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +134,7 @@ class BaseTask(Generic[P, R]):
             QueueFull: It is out of memory.
             IdConflict: The custom id belongs to another task.
         """
-        return _send(self.client, self._prepare(args, kwargs, ""))
+        return send(self.client, self._prepare(args, kwargs, ""))
 
     def schedule(
         self,
@@ -144,7 +153,7 @@ class BaseTask(Generic[P, R]):
             **kwargs: As for the function.
         """
         due = due_text(at, after, self.client.timezone, self.name)
-        return _send(self.client, self._prepare(args, kwargs, due))
+        return send(self.client, self._prepare(args, kwargs, due))
 
     def call(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """A call with checked arguments, to keep, pass on, `map`, or send later."""
@@ -162,7 +171,7 @@ class BaseTask(Generic[P, R]):
 
     async def adelay(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
         """The async twin of `delay`."""
-        return await _asend(self.client, self._prepare(args, kwargs, ""))
+        return await asend(self.client, self._prepare(args, kwargs, ""))
 
     async def aschedule(
         self,
@@ -174,7 +183,7 @@ class BaseTask(Generic[P, R]):
     ) -> TaskResult[R]:
         """The async twin of `schedule`."""
         due = due_text(at, after, self.client.timezone, self.name)
-        return await _asend(self.client, self._prepare(args, kwargs, due))
+        return await asend(self.client, self._prepare(args, kwargs, due))
 
     async def amap(self, items: Iterable[tuple[Any, ...] | Call[R]]) -> list[TaskResult[R]]:
         """The async twin of `map`."""
@@ -284,166 +293,38 @@ class Call(Generic[R_co]):
         args: Positional arguments.
         kwargs: The rest.
         id: The id it will have, or "" for a new one each time it is sent.
+        due: When it is to be queued unless it is scheduled: see `due_text`; "" is at once.
     """
 
     task: BaseTask[..., R_co]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     id: str = ""
+    due: str = ""
 
     def delay(self) -> TaskResult[R_co]:
         """Sends it to be run as soon as a worker is free."""
-        return _send(self.task.client, self.pack())
+        return send(self.task.client, self.pack())
 
     def schedule(
         self, *, at: Moment | None = None, after: Duration | None = None
     ) -> TaskResult[R_co]:
         """Sends it to be queued later; see `Task.schedule`."""
-        return _send(self.task.client, self.pack(self._due(at, after)))
+        return send(self.task.client, self.pack(self._due(at, after)))
 
     async def adelay(self) -> TaskResult[R_co]:
         """The async twin of `delay`."""
-        return await _asend(self.task.client, self.pack())
+        return await asend(self.task.client, self.pack())
 
     async def aschedule(
         self, *, at: Moment | None = None, after: Duration | None = None
     ) -> TaskResult[R_co]:
         """The async twin of `schedule`."""
-        return await _asend(self.task.client, self.pack(self._due(at, after)))
+        return await asend(self.task.client, self.pack(self._due(at, after)))
 
     def pack(self, due: str = "") -> Sending:
         """Encodes it; nothing is sent. See `BaseTask.pack`."""
-        return self.task.pack(self.args, self.kwargs, due, self.id)
+        return self.task.pack(self.args, self.kwargs, due or self.due, self.id)
 
     def _due(self, at: Moment | None, after: Duration | None) -> str:
         return due_text(at, after, self.task.client.timezone, self.task.name)
-
-
-class Sending(NamedTuple):
-    """A packed call on its way."""
-
-    queue: str
-    task: NewTask
-    on_existing: str
-
-
-def send_all(client: Client, calls: list[Call[R]]) -> list[TaskResult[R]]:
-    """Sends calls in batches; see `Task.map`."""
-    sendings = _pack_all(client, calls)
-    results: list[TaskResult[R]] = []
-    for batch in _batches(sendings):
-        try:
-            replies = _send_batch(client, batch)
-        except IdConflict:
-            raise
-        except ConveyorError as error:
-            raise _partial(calls, sendings, results, error) from error
-        results.extend(_results(client, batch, replies))
-    return results
-
-
-async def asend_all(client: Client, calls: list[Call[R]]) -> list[TaskResult[R]]:
-    """The async twin of `send_all`."""
-    sendings = _pack_all(client, calls)
-    results: list[TaskResult[R]] = []
-    for batch in _batches(sendings):
-        try:
-            replies = await _asend_batch(client, batch)
-        except IdConflict:
-            raise
-        except ConveyorError as error:
-            raise _partial(calls, sendings, results, error) from error
-        results.extend(_results(client, batch, replies))
-    return results
-
-
-def _pack_all(client: Client, calls: list[Call[R]]) -> list[Sending]:
-    for call in calls:
-        if call.task.client is not client:
-            raise ConfigurationError(f"{call.task.name} belongs to another app: map it there")
-    return [call.pack() for call in calls]
-
-
-def _send(client: Client, sending: Sending) -> TaskResult[Any]:
-    (existing,) = _send_batch(client, [sending])
-    return _result(client, sending, existing)
-
-
-async def _asend(client: Client, sending: Sending) -> TaskResult[Any]:
-    (existing,) = await _asend_batch(client, [sending])
-    return _result(client, sending, existing)
-
-
-def _send_batch(client: Client, batch: list[Sending]) -> list[bytes | None]:
-    client.broker.announce(batch[0].queue)
-    return client.broker.run(_enqueue(client, batch))
-
-
-async def _asend_batch(client: Client, batch: list[Sending]) -> list[bytes | None]:
-    await client.abroker.announce(batch[0].queue)
-    return await client.abroker.run(_enqueue(client, batch))
-
-
-def _enqueue(client: Client, batch: list[Sending]) -> Command[list[bytes | None]]:
-    keys = client.broker.keys(batch[0].queue)
-    return commands.enqueue(keys, [sending.task for sending in batch], batch[0].on_existing)
-
-
-def _batches(sendings: list[Sending]) -> Iterable[list[Sending]]:
-    """Consecutive calls of one queue that treat existing ids alike, bounded in number and bytes."""
-    batch: list[Sending] = []
-    size = 0
-    for sending in sendings:
-        size += len(sending.task.record)
-        if batch and (
-            len(batch) >= BATCH
-            or size > BATCH_BYTES
-            or (sending.queue, sending.on_existing) != (batch[0].queue, batch[0].on_existing)
-        ):
-            yield batch
-            batch, size = [], len(sending.task.record)
-        batch.append(sending)
-    if batch:
-        yield batch
-
-
-def _results(
-    client: Client, batch: list[Sending], replies: list[bytes | None]
-) -> list[TaskResult[Any]]:
-    return [_result(client, sending, reply) for sending, reply in zip(batch, replies, strict=True)]
-
-
-def _partial(
-    calls: list[Call[R]],
-    sendings: list[Sending],
-    results: list[TaskResult[R]],
-    error: ConveyorError,
-) -> PartialEnqueue:
-    pending = [
-        replace(call, id=sending.task.id)
-        for call, sending in zip(calls[len(results) :], sendings[len(results) :], strict=True)
-    ]
-    return PartialEnqueue(
-        f"{len(results):,} of {len(calls):,} tasks were sent, then: {error}"
-        " app.map(error.pending) sends the rest, none of them twice.",
-        results,
-        pending,
-    )
-
-
-def _result(client: Client, sending: Sending, existing: bytes | None) -> TaskResult[Any]:
-    if existing is not None:
-        _refuse_conflict(client, sending, existing)
-    return TaskResult(client, sending.queue, sending.task.id, created=existing is None)
-
-
-def _refuse_conflict(client: Client, sending: Sending, existing: bytes) -> None:
-    theirs, ours = payload_of(existing), payload_of(sending.task.record)
-    decode = client.codec.decode_call
-    text = f"task id {sending.task.id!r} on queue {sending.queue!r}"
-    if theirs.name != ours.name:
-        raise IdConflict(f"{text} belongs to a {theirs.name}, not a {ours.name}: use another id")
-    if theirs.call != ours.call and decode(theirs.call) != decode(ours.call):
-        raise IdConflict(f"{text} belongs to a {ours.name} with other arguments: use another id")
-    if sending.on_existing == "error":
-        raise IdConflict(f"{text} exists already, and on_existing is 'error': use another id")

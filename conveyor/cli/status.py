@@ -10,7 +10,7 @@ from conveyor.broker import commands
 from conveyor.cli.apps import find_app
 from conveyor.cli.parsing import Exit, Parser, add_app, add_json
 from conveyor.cli.tables import make_console, make_table
-from conveyor.worker.announcement import read_announcement
+from conveyor.queues import read_announcement
 
 if TYPE_CHECKING:
     import argparse

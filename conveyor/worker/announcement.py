@@ -6,11 +6,11 @@ import functools
 import logging
 import os
 import socket
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from conveyor.broker import commands
-from conveyor.errors import BrokerUnavailable, SerializationError
-from conveyor.packing import pack, unpack
+from conveyor.errors import BrokerUnavailable
+from conveyor.packing import pack
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -94,12 +94,3 @@ def pack_announcement(plan: WorkerPlan) -> bytes:
             "beat": plan.beat,
         }
     )
-
-
-def read_announcement(data: bytes) -> dict[str, Any]:
-    """What was packed, or nothing of it when another version wrote something else."""
-    try:
-        fields = unpack(data, "a worker's announcement")
-    except SerializationError:
-        return {}
-    return cast("dict[str, Any]", fields) if isinstance(fields, dict) else {}
