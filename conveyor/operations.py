@@ -141,12 +141,12 @@ class Operations:
         """Tasks by their ids; None where there is none."""
         wanted = list(ids)
         records: list[TaskRecord | None] = []
-        for start in range(0, len(wanted), BATCH):
-            some = wanted[start : start + BATCH]
+        while len(records) < len(wanted):
+            some = wanted[len(records) :][:BATCH]
             found: list[Snapshot | None] = yield commands.read(self._keys, some)
             records += [
                 None if one is None else self.client.decode(self.queue, task_id, one)
-                for task_id, one in zip(some, found, strict=True)
+                for task_id, one in zip(some, found, strict=False)
             ]
         return records
 
