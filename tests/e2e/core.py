@@ -89,3 +89,25 @@ class CoreCalls:
         with pytest.raises(TaskNotFound):
             app.result("nobody").wait(DEADLINE)
         assert app.queues() == ["default", "unserved"]
+
+    def test_a_queue_is_managed(self, app: Conveyor) -> None:
+        manager = app.manager("managed")
+        manager.enqueue_tasks([{"task": "elsewhere.work", "args": (n,)} for n in range(150)])
+        kept = manager.schedule_task("elsewhere.work", after=600)
+        manager.pause_queue()
+        manager.set_queue_rate_limit(3, 60)
+        assert manager.get_queue_rate_limit() == (3, 60)
+        assert manager.get_task_counts().queued == 150
+        assert len(manager.get_tasks("queued", 100)) == 50
+        assert manager.cancel_task_by_id(kept.id)
+        assert manager.retry_task_by_id(kept.id)
+        assert manager.remove_task_by_id(kept.id)
+        assert manager.purge_queue() == 150
+        assert manager.ping()
+        assert "managed" in app.queues()
+        manager.destroy_queue()
+        assert "managed" not in app.queues()
+        ours = app.manager()
+        assert [worker.queues for worker in ours.get_workers()] == [("default",)]
+        result = ours.enqueue_task("add", (1, 2))
+        assert ours.on_task_complete(result.id, DEADLINE).result == 3

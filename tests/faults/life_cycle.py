@@ -91,6 +91,9 @@ class Model:
         ended: How many tasks ever ended so.
         gap: Until when the server was silent.
         gone: When calls were created that soon ended without a record.
+        paused: Whether nothing may be claimed.
+        limit: At most so many starts in any window of so many ms, or None.
+        starts: The moments of the last starts, as many as the limit allows.
     """
 
     now: int
@@ -103,6 +106,9 @@ class Model:
     ended: Counter[str] = field(default_factory=Counter)
     gap: int = 0
     gone: dict[tuple[str, str, int], int] = field(default_factory=dict)
+    paused: bool = False
+    limit: tuple[int, int] | None = None
+    starts: list[int] = field(default_factory=list)
     _claims: dict[bytes, tuple[int, list[str]]] = field(default_factory=dict)
 
     # What callers do.
@@ -144,6 +150,43 @@ class Model:
             self._finish(task, CANCELLED)
         return 1
 
+    def remove(self, task_id: str) -> bool:
+        """False when it is not there."""
+        task = self.tasks.get(task_id)
+        if task is None:
+            return False
+        self._leave(task)
+        self.sets["e"].pop(task_id, None)
+        self._forget(task)
+        return True
+
+    def retry(self, task_id: str) -> int:
+        """1: queued as new; 0: has not ended; -1: is not there."""
+        task = self.tasks.get(task_id)
+        if task is None:
+            return -1
+        if task.state not in ENDED:
+            return 0
+        self._leave(task)
+        task.attempts += task.state == SUCCESS
+        task.errors = task.stalls = task.interruptions = task.expires = 0
+        task.cancel_asked = False
+        self._queue(task)
+        return 1
+
+    def pause(self, paused: bool) -> bool:
+        """Whether that changed anything."""
+        changed = self.paused != paused
+        self.paused = paused
+        return changed
+
+    def set_limit(self, limit: tuple[int, int] | None) -> bool:
+        """Whether that changed anything."""
+        changed = self.limit != limit
+        self.limit = limit
+        self.starts = self.starts[-limit[0] :] if limit else []
+        return changed
+
     # What workers do.
 
     def settle(
@@ -166,7 +209,15 @@ class Model:
             return [one.id for one in held if one.state == PROCESSING and one.nonce == nonce]
         for name in ("s", "l", "e"):
             self._move_due(name, CLAIM_MOVES)
-        claimed = self._claim_lane("r", sync, nonce) + self._claim_lane("a", asynchronous, nonce)
+        lanes = [("r", sync), ("a", asynchronous)]
+        if self.limit and call % 2 == 0:
+            lanes.reverse()
+        most = self._may_start()
+        claimed = []
+        for lane, want in lanes:
+            claimed += self._claim_lane(lane, min(want, most - len(claimed)), nonce)
+        if self.limit:
+            self.starts = [*self.starts, *[self.now] * len(claimed)][-self.limit[0] :]
         if claimed:
             self._claims[worker] = (call, claimed)
         return claimed
@@ -254,6 +305,14 @@ class Model:
     def _remove(self, task_id: str) -> None:
         del self.sets["ok"][task_id]
         del self.tasks[task_id]
+
+    def _may_start(self) -> int:
+        if self.paused:
+            return 0
+        if self.limit is None:
+            return BATCH
+        points, window = self.limit
+        return points - sum(start >= self.now - window for start in self.starts)
 
     def _claim_lane(self, lane: str, want: int, nonce: bytes) -> list[str]:
         claimed: list[str] = []
@@ -355,7 +414,7 @@ class Model:
         self.sets[SETS[state]][task.id] = moment
 
     def _leave(self, task: Task) -> None:
-        """Takes a task that is not running from where it is."""
+        """Takes a task from where it is."""
         if task.state == QUEUED:
             self.tombstones[task.id] += 1
         else:
@@ -371,11 +430,14 @@ class Model:
         retain = limits.retain_success_ms if state == SUCCESS else limits.retain_failed_ms
         remove = {SUCCESS: Flag.REMOVE_ON_SUCCESS, FAILED: Flag.REMOVE_ON_FAILED, CANCELLED: 0}
         if retain == 0 or limits.flags & remove[state]:
-            del self.tasks[task.id]
-            if task.created > self.now - RESEND:
-                self.gone[task.call] = task.created
+            self._forget(task)
         else:
             self._put(task, state, math.inf if retain == FOREVER else self.now + retain)
+
+    def _forget(self, task: Task) -> None:
+        del self.tasks[task.id]
+        if task.created > self.now - RESEND:
+            self.gone[task.call] = task.created
 
 
 def _may_retry(task: Task, count: int, limit: int) -> bool:

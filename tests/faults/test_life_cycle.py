@@ -118,6 +118,7 @@ class LifeCycle(RuleBasedStateMachine):
         self.app = app
         self.held: list[tuple[str, bytes]] = []
         self.calls = dict.fromkeys(WORKERS, 0)
+        self.retries = 0
 
     @initialize(batch=batches)
     def start(self, batch: list[NewTask]) -> None:
@@ -148,9 +149,35 @@ class LifeCycle(RuleBasedStateMachine):
 
     @rule(pick=picks)
     def cancel(self, pick: int) -> None:
-        there = sorted(self.model.tasks)
-        task_id = f"t{pick:02}" if pick % 2 or not there else there[pick // 2 % len(there)]
+        task_id = self._any(pick)
         assert self.engine.cancel(task_id) == self.model.cancel(task_id)
+
+    @rule(pick=picks)
+    def remove(self, pick: int) -> None:
+        task_id = self._any(pick)
+        removed = self.engine.run(commands.remove(self.engine.keys, task_id))
+        assert removed == self.model.remove(task_id)
+
+    @rule(pick=picks, again=st.booleans())
+    def retry(self, pick: int, again: bool) -> None:
+        ended = sorted(one.id for one in self.model.tasks.values() if one.state in ENDED)
+        task_id = ended[pick % len(ended)] if ended and pick % 4 else self._any(pick)
+        self.retries += 1
+        retry = commands.retry(self.engine.keys, task_id, b"%d" % self.retries)
+        answer = self.engine.run(retry)
+        assert answer == self.model.retry(task_id)
+        if again:
+            assert self.engine.run(retry) == answer
+
+    @rule(pause=st.sampled_from((True, False, False, False)))
+    def pause_or_resume(self, pause: bool) -> None:
+        command = (commands.pause if pause else commands.resume)(self.engine.keys)
+        assert self.engine.run(command) == self.model.pause(pause)
+
+    @rule(limit=st.sampled_from((None, None, (1, 1000), (3, 1000), (2, 60_000), (1, 1))))
+    def limit_rate(self, limit: tuple[int, int] | None) -> None:
+        command = commands.limit_rate(self.engine.keys, *(limit or (0, 0)))
+        assert self.engine.run(command) == self.model.set_limit(limit)
 
     # What workers do.
 
@@ -239,6 +266,9 @@ class LifeCycle(RuleBasedStateMachine):
         counted = {name: int(memory.get(name, 0)) for name in ENDED.values()}
         assert counted == {name: self.model.ended[name] for name in ENDED.values()}
         assert records == {one.id: _facts(one) for one in self.model.tasks.values()}
+        assert ("paused" in memory) == self.model.paused
+        starts = self.engine.call("LRANGE", self.engine.key("starts"), 0, -1)
+        assert [int(start) for start in starts] == self.model.starts
         # Whoever sleeps until the moment that was announced sleeps past nothing.
         told = min(float(memory.get(name, math.inf)) for name in ("due", "kept"))
         assert told <= self.model.earliest()
@@ -269,6 +299,11 @@ class LifeCycle(RuleBasedStateMachine):
         status = self.engine.run(commands.status(self.engine.keys))
         counts = dict(zip(status._fields[1:8], status[1:8], strict=True))
         assert counts == self.model.counts()
+
+    def _any(self, pick: int) -> str:
+        """The id of a task that is there, or of one that may be."""
+        there = sorted(self.model.tasks)
+        return f"t{pick:02}" if pick % 2 or not there else there[pick // 2 % len(there)]
 
     def _moment(self, text: str, base: int) -> tuple[str, int]:
         """A moment as it is sent, and as it is meant."""
@@ -315,6 +350,7 @@ class LifeCycle(RuleBasedStateMachine):
         answer = self.engine.run(command)
         assert answer.now_ms == self.model.now
         assert answer.verdicts == self.model.settle(settlements, keep_success, PARK_MS)
+        assert (answer.limited == commands.Limited.NO) == (self.model.limit is None)
         claimed = (
             self.model.claim(worker, number, sync, asynchronous) if sync + asynchronous else []
         )

@@ -1,4 +1,4 @@
-"""control.lua, and what claims make of it: a paused queue, and at most so many starts in a window."""
+"""control.lua, and what claims make of it: pauses, and at most so many starts in a window."""
 
 from __future__ import annotations
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
-from engine import Engine, Worker
 
 from conveyor.broker import commands
 from conveyor.records import Flag, pack_error
+
+if TYPE_CHECKING:
+    from engine import Engine, Worker
 
 ERROR = pack_error("ValueError", "no")
 
@@ -110,9 +114,7 @@ def test_large_tasks_are_read_in_several_calls(engine: Engine) -> None:
     assert listed(engine, "queued") == [*"012345678"]
 
 
-def test_what_cannot_be_read_is_left_out(
-    engine: Engine, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_cannot_be_read_is_left_out(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     engine.put("a", "b", "c", "d")
     engine.call("SET", engine.key("t:b"), b"short")
     record = engine.call("GET", engine.key("t:c"))
