@@ -16,6 +16,7 @@ from servers import Server
 
 from conveyor import Conveyor
 from conveyor.broker import commands
+from conveyor.broker import commands
 from conveyor.broker.commands import BATCH
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MANY = 100_000
+#: Enough where every call does the same.
+FEWER = 20_000
 NAMES = [f"{number:05}" for number in range(MANY)]
 #: Most seconds of the server's time that one call of a script may take.
 LIMIT = 0.010
@@ -77,10 +80,10 @@ def timed(engine: Engine) -> Timed:
     return Timed(engine)
 
 
-def put_many(timed: Timed, **about: Any) -> None:
+def put_many(timed: Timed, many: int = MANY, **about: Any) -> None:
     engine = timed.engine
     new = engine.new("", **about)
-    for start in range(0, MANY, BATCH):
+    for start in range(0, many, BATCH):
         batch = [new._replace(id=name) for name in NAMES[start : start + BATCH]]
         assert timed.call(partial(engine.enqueue, *batch)) == [None] * BATCH
 
@@ -91,6 +94,36 @@ def test_a_hundred_thousand_due_at_one_instant(engine: Engine, timed: Timed) -> 
     assert timed.maintain_to_the_end() == MANY
     assert engine.counts() == {"queued": MANY}
     assert timed.claim_to_the_end() == NAMES
+    assert timed.longest < LIMIT
+
+
+def test_twenty_thousand_listed_and_purged(engine: Engine, timed: Timed) -> None:
+    put_many(timed, FEWER)
+    for name in NAMES[:2]:
+        engine.cancel(name)
+    position, skip = 0, FEWER - 3
+    while position >= 0:
+        command = commands.list_tasks(engine.keys, "queued", position, skip, 100)
+        page = timed.call(partial(engine.run, command))
+        position, skip = page.position, page.skip
+    assert [task_id for task_id, _ in page.tasks] == NAMES[FEWER - 1 : FEWER]
+    purged, more = 0, True
+    while more:
+        removed, more = timed.call(partial(engine.run, commands.purge(engine.keys)))
+        purged += removed
+    assert purged == FEWER - 2
+    assert engine.counts() == {"cancelled": 2}
+    assert timed.longest < LIMIT
+
+
+def test_twenty_thousand_destroyed(engine: Engine, timed: Timed) -> None:
+    put_many(timed, FEWER, expires="+1000000")
+    assert len(timed.claim_to_the_end()) == FEWER
+    running = commands.list_tasks(engine.keys, "processing", 0, FEWER - 1, 100)
+    assert len(timed.call(partial(engine.run, running)).tasks) == 1
+    while timed.call(partial(engine.run, commands.destroy(engine.keys))):
+        pass
+    assert engine.call("DBSIZE") == 0
     assert timed.longest < LIMIT
 
 

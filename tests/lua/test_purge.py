@@ -128,6 +128,8 @@ def test_while_a_queue_is_destroyed_nothing_is_claimed(engine: Engine, worker: W
     engine.put(*map(str, range(150)))
     assert engine.run(commands.destroy(engine.keys))
     assert worker.claim(100) == []
+    assert engine.run(commands.resume(engine.keys)) is False  # it was not paused
+    assert len(worker.claim(100)) == 50
     destroy(engine)
     engine.put("a")
     assert [lease.id for lease in worker.claim()] == ["a"]

@@ -33,9 +33,9 @@ function verbs.pause()
 end
 
 function verbs.resume()
-  if redis.call('HDEL', M, 'paused') == 0 then return 0 end
+  local was_paused = redis.call('HDEL', M, 'paused')
   let_go()
-  return 1
+  return was_paused
 end
 
 function verbs.limit()
