@@ -69,8 +69,9 @@ class Operations:
         kwargs: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
         due: str = "",
+        made: dict[Any, BaseTask[..., Any]] | None = None,
     ) -> Call[Any]:
-        """A call that goes to the queue.
+        """A call that goes to the queue; `made` keeps what the calls of one task share.
 
         Raises:
             TypeError: Its parts are not what they should be, or do not fit the task.
@@ -80,7 +81,9 @@ class Operations:
             raise TypeError(f"args must be a list or a tuple, not {args!r}")
         if kwargs is not None and not isinstance(kwargs, Mapping):
             raise TypeError(f"kwargs must be a mapping of names to values, not {kwargs!r}")
-        found = self._task(task).options(**cast("Any", {"queue": self.queue, **(options or {})}))
+        found = self._task(task, {} if made is None else made)
+        if options:
+            found = found.options(**cast("Any", options))
         call = found.call(*args, **(kwargs or {}))
         return Call(found, call.args, call.kwargs, due=due)
 
@@ -92,11 +95,12 @@ class Operations:
         at: Moment | None,
         after: Duration | None,
         options: Mapping[str, Any],
+        made: dict[Any, BaseTask[..., Any]] | None = None,
     ) -> Call[Any]:
         """The same, to be queued later."""
         name = task if isinstance(task, str) else task.name
         due = due_text(at, after, self.client.timezone, name)
-        return self.call(task, args, kwargs, options, due)
+        return self.call(task, args, kwargs, options, due, made)
 
     def calls(self, items: Iterable[Mapping[str, Any]], *, later: bool) -> list[Call[Any]]:
         """Calls from mappings of what `enqueue_task` or `schedule_task` takes.
@@ -104,9 +108,12 @@ class Operations:
         Raises:
             TypeError: One is no mapping, has no task, or a key that does not exist.
         """
-        return [self._call_of(item, later=later) for item in items]
+        made: dict[Any, BaseTask[..., Any]] = {}
+        return [self._call_of(item, made, later=later) for item in items]
 
-    def _call_of(self, item: Mapping[str, Any], *, later: bool) -> Call[Any]:
+    def _call_of(
+        self, item: Mapping[str, Any], made: dict[Any, BaseTask[..., Any]], *, later: bool
+    ) -> Call[Any]:
         known = _CALL_KEYS | _DUE_KEYS if later else _CALL_KEYS
         what = "schedule_tasks()" if later else "enqueue_tasks()"
         if not isinstance(item, Mapping):
@@ -123,17 +130,25 @@ class Operations:
         options = {key: value for key, value in item.items() if key in CALL_OPTIONS}
         parts = item["task"], item.get("args", ()), item.get("kwargs")
         if later:
-            return self.scheduled(*parts, item.get("at"), item.get("after"), options)
-        return self.call(*parts, options)
+            return self.scheduled(*parts, item.get("at"), item.get("after"), options, made)
+        return self.call(*parts, options, made=made)
 
-    def _task(self, task: str | BaseTask[..., Any]) -> BaseTask[..., Any]:
-        if isinstance(task, BaseTask):
-            if task.client is not self.client:
-                raise ConfigurationError(f"{task.name} belongs to another app: send it there")
-            return task
-        if not isinstance(task, str):
+    def _task(
+        self, task: str | BaseTask[..., Any], made: dict[Any, BaseTask[..., Any]]
+    ) -> BaseTask[..., Any]:
+        """The task as it goes to this queue."""
+        if not isinstance(task, str | BaseTask):
             raise TypeError(f"task must be a task or its name, not {task!r}")
-        return self._tasks.get(task) or _foreign(self.client, check_task_name(task), self.queue)
+        if task not in made:
+            made[task] = self._known(task).options(queue=self.queue)
+        return made[task]
+
+    def _known(self, task: str | BaseTask[..., Any]) -> BaseTask[..., Any]:
+        if isinstance(task, str):
+            return self._tasks.get(task) or _foreign(self.client, check_task_name(task), self.queue)
+        if task.client is not self.client:
+            raise ConfigurationError(f"{task.name} belongs to another app: send it there")
+        return task
 
     # Single tasks.
 

@@ -16,7 +16,6 @@ from servers import Server
 
 from conveyor import Conveyor
 from conveyor.broker import commands
-from conveyor.broker import commands
 from conveyor.broker.commands import BATCH
 
 if TYPE_CHECKING:
