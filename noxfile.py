@@ -11,7 +11,7 @@ import nox
 
 nox.needs_version = ">=2024.10.9"
 nox.options.error_on_missing_interpreters = False
-nox.options.sessions = ["lint", "types", "layers", "tests", "examples"]
+nox.options.sessions = ["lint", "types", "layers", "tests", "examples", "docs"]
 
 
 @nox.session
@@ -53,16 +53,23 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation, into docs/_build; a link that leads nowhere fails."""
+    install(session, "docs")
+    session.run("sphinx-build", "-W", "--keep-going", "-n", "-q", "docs", "docs/_build")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """The benchmarks; takes their arguments after ``--``."""
     install(session)
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
-def install(session: nox.Session) -> None:
+def install(session: nox.Session, extras: str = "dev,embedded,fast") -> None:
     """Install the project into the session's own environment, if it has one."""
     if session.virtualenv.venv_backend != "none":
-        session.install("-e", ".[dev,embedded,fast]")
+        session.install("-e", f".[{extras}]")
 
 
 def existing(*paths: str) -> list[str]:
