@@ -9,17 +9,21 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import conveyor
+from conveyor import errors
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 HERE = Path(__file__).parent
+#: Methods of exported classes that are for the package itself.
+INTERNAL = "   :exclude-members: pack, plan, unpack"
 
 project = "Conveyor"
 author = "The Conveyor authors"
@@ -49,6 +53,26 @@ suppress_warnings = ["toc.not_readable", "myst.xref_missing"]
 def setup(app: Sphinx) -> None:
     """Have the reference written before pages are read."""
     app.connect("builder-inited", lambda _: write_reference(HERE / "reference"))
+    app.connect("autodoc-process-docstring", keep_colons, priority=100)
+    app.connect("autodoc-process-signature", drop_what_users_never_write)
+
+
+def keep_colons(_: Sphinx, what: str, *details: Any) -> None:
+    """Napoleon takes what is before a colon in the first line on a field for its type.
+
+    So that line becomes one that says nothing: an escaped space.
+    """
+    lines = details[-1]
+    if what in ("attribute", "data", "property") and lines:
+        lines.insert(0, "\\ ")
+
+
+def drop_what_users_never_write(
+    _: Sphinx, what: str, name: str, thing: Any, __: object, signature: str | None, *___: Any
+) -> tuple[str, None] | None:
+    """A class that does not describe its arguments is made by others; so are most errors."""
+    written = what not in ("class", "exception") or "Args:" in (inspect.getdoc(thing) or "")
+    return None if written or not signature else ("", None)
 
 
 def write_reference(folder: Path) -> None:
@@ -87,7 +111,8 @@ def slug(group: str) -> str:
 def page(title: str, names: list[str]) -> str:
     """A page that has autodoc describe some names of the package."""
     body = "\n\n".join(directive(name) for name in names)
-    return f"# {title}\n\n```{{eval-rst}}\n{body}\n```\n"
+    tree = f"```text\n{inspect.getdoc(errors)}\n```\n\n" if title == "Errors" else ""
+    return f"# {title}\n\n{tree}```{{eval-rst}}\n{body}\n```\n"
 
 
 def directive(name: str) -> str:
@@ -98,7 +123,12 @@ def directive(name: str) -> str:
     if isinstance(thing, ModuleType) or not inspect.isclass(thing):
         kind = "autofunction" if callable(thing) else "autodata"
         return f".. {kind}:: conveyor.{name}"
-    lines = [f".. autoclass:: conveyor.{name}", "   :members:"]
-    if not issubclass(thing, (Enum, BaseException, tuple)):
-        lines.append("   :inherited-members:")
+    is_error = issubclass(thing, BaseException)
+    lines = [f".. auto{'exception' if is_error else 'class'}:: conveyor.{name}", "   :members:"]
+    if is_error:
+        lines.append("   :show-inheritance:")
+    elif issubclass(thing, (Enum, tuple)) or is_dataclass(thing):
+        lines += [INTERNAL] + ["   :undoc-members:"] * ("Attributes:" not in thing.__doc__)
+    else:
+        lines += ["   :inherited-members:", INTERNAL]
     return "\n".join(lines)
