@@ -12,7 +12,6 @@ import re
 from dataclasses import is_dataclass
 from enum import Enum
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import conveyor
@@ -120,7 +119,7 @@ def directive(name: str) -> str:
     thing: Any = conveyor
     for part in name.split("."):
         thing = getattr(thing, part)
-    if isinstance(thing, ModuleType) or not inspect.isclass(thing):
+    if not inspect.isclass(thing):
         kind = "autofunction" if callable(thing) else "autodata"
         return f".. {kind}:: conveyor.{name}"
     is_error = issubclass(thing, BaseException)

@@ -74,8 +74,8 @@ def main() -> None:
     print("with data of one's own:", weigh.delay(parcel).wait(timeout=10))
     sent = Mails.send.delay(["ada", "bob", "cy"], subject="hello")
     print("of a class:", sent.wait(timeout=10))
-    # Who does not import the code may send by name: see the manager.
-    by_name = app.tasks["task_types.multiply"].call(5, 6).delay()
+    # Who does not import the code sends by name.
+    by_name = app.manager().enqueue_task("task_types.multiply", (5, 6))
     print("by name:", by_name.wait(timeout=10))
     worker.shutdown()
     app.close()
