@@ -38,6 +38,7 @@ from conveyor.manager import Manager
 from conveyor.orchestrator import Orchestrator
 from conveyor.queues import RateLimit, TaskCounts, WorkerRecord
 from conveyor.records import Attempt, TaskRecord, TaskStatus
+from conveyor.recurrence import RecurringRecord
 from conveyor.result import TaskResult
 from conveyor.task import AsyncTask, Call, Task
 
@@ -54,6 +55,7 @@ __all__ = [
     # Results and records
     "Attempt",
     "Opaque",
+    "RecurringRecord",
     "TaskRecord",
     "TaskResult",
     "TaskStatus",

@@ -31,6 +31,16 @@ from conveyor.errors import ConfigurationError
 from conveyor.manager import Manager
 from conveyor.operations import Operations
 from conveyor.options import TASK_OPTIONS, TaskOptions, refuse_unknown
+from conveyor.recurring import (
+    aadd_entry,
+    add_entry,
+    alist_entries,
+    aremove_entry,
+    check_declared,
+    list_entries,
+    make_entry,
+    remove_entry,
+)
 from conveyor.result import TaskResult
 from conveyor.sending import asend_all, send_all
 from conveyor.settings import resolve_settings
@@ -43,6 +53,8 @@ if TYPE_CHECKING:
 
     from conveyor.broker.target import Client as RedisClient
     from conveyor.context import Context
+    from conveyor.moments import Duration
+    from conveyor.recurrence import CatchUp, Overlap, RecurringRecord
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -200,6 +212,96 @@ class Conveyor:
         """The async twin of `queues`."""
         return await self.client.abroker.queues()
 
+    def add_recurring(
+        self,
+        name: str,
+        call: Call[Any],
+        *,
+        cron: str | None = None,
+        every: Duration | None = None,
+        timezone: str | tzinfo | None = None,
+        catch_up: CatchUp = "skip",
+        overlap: Overlap = "allow",
+    ) -> None:
+        """Has a call recur until `remove_recurring`, or changes the entry of this name.
+
+        It is kept on the call's queue, and each firing's task has the id `name@moment` (UTC).
+
+        Args:
+            name: 1 to 64 letters, digits, `_`, `.` or `-`.
+            call: What to send each time.
+            cron: Five fields, or six with seconds first; this or `every`.
+            every: Seconds or a timedelta, counted from 1970 (UTC).
+            timezone: In which `cron` is meant; None is the app's, else UTC.
+            catch_up: What becomes of firings that were missed, since no orchestrator was there
+                within 60 s: none is run ("skip"), one for all ("one"), or each ("all").
+            overlap: Whether one is left out ("skip") while the task of the one before is not over.
+
+        Raises:
+            ConfigurationError: Something of it cannot work.
+            BrokerUnavailable: The server cannot be reached.
+
+        Example:
+            >>> app.add_recurring("nightly", report.call("sales"), cron="0 3 * * *")
+        """
+        add_entry(
+            self.client,
+            make_entry(
+                self.client, name, call, cron=cron, every=every, timezone=timezone,
+                catch_up=catch_up, overlap=overlap,
+            ),
+        )  # fmt: skip
+
+    async def aadd_recurring(
+        self,
+        name: str,
+        call: Call[Any],
+        *,
+        cron: str | None = None,
+        every: Duration | None = None,
+        timezone: str | tzinfo | None = None,
+        catch_up: CatchUp = "skip",
+        overlap: Overlap = "allow",
+    ) -> None:
+        """The async twin of `add_recurring`."""
+        await aadd_entry(
+            self.client,
+            make_entry(
+                self.client, name, call, cron=cron, every=every, timezone=timezone,
+                catch_up=catch_up, overlap=overlap,
+            ),
+        )  # fmt: skip
+
+    def remove_recurring(self, name: str, queue: str | None = None) -> bool:
+        """Removes a recurring entry; tasks that it has sent stay.
+
+        One that code declares is back as soon as a process declares it again: change the code.
+
+        Args:
+            name: The entry's.
+            queue: Where it is; None looks on every queue of the app.
+
+        Returns:
+            Whether there was one.
+        """
+        return remove_entry(self.client, name, queue)
+
+    async def aremove_recurring(self, name: str, queue: str | None = None) -> bool:
+        """The async twin of `remove_recurring`."""
+        return await aremove_entry(self.client, name, queue)
+
+    def recurring(self, queue: str | None = None) -> list[RecurringRecord]:
+        """The recurring entries of a queue, by the moment at which each fires next.
+
+        Args:
+            queue: Its name; None is the app's.
+        """
+        return list_entries(self.client, self.queue if queue is None else queue)
+
+    async def arecurring(self, queue: str | None = None) -> list[RecurringRecord]:
+        """The async twin of `recurring`."""
+        return await alist_entries(self.client, self.queue if queue is None else queue)
+
     def close(self) -> None:
         """Closes what this process opened; a shared client stays open."""
         self.client.close()
@@ -257,6 +359,7 @@ class Conveyor:
             AsyncTask(self.client, definition) if is_async else Task(self.client, definition)
         )
         task.plan()
+        check_declared(task)
         self._register(task)
         self.client.codec.register(*annotated_types(function))
         return task

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from conveyor.backoff import Backoff, Strategy
     from conveyor.records import TaskRecord
+    from conveyor.recurrence import CatchUp, Overlap
     from conveyor.settings import Settings
 
 OnExisting: TypeAlias = Literal["return", "error", "replace_ended"]
@@ -61,9 +62,16 @@ class TaskOptions(RunOptions, total=False):
     backoff: Backoff | Strategy | Callable[[TaskRecord, BaseException], float]
     retry_on: type[BaseException] | Sequence[type[BaseException]]
     no_retry_on: type[BaseException] | Sequence[type[BaseException]]
+    cron: str
+    every: Duration
+    timezone: str | tzinfo
+    catch_up: CatchUp
+    overlap: Overlap
 
 
-_TASK_ONLY = frozenset({"name", "retry_on", "no_retry_on", "bind"})
+#: Options of a task that recurs: see `recurrence.py`.
+RECURRING_OPTIONS = frozenset({"cron", "every", "timezone", "catch_up", "overlap"})
+_TASK_ONLY = frozenset({"name", "retry_on", "no_retry_on", "bind"}) | RECURRING_OPTIONS
 _CALL_ONLY = frozenset({"id", "on_existing"})
 _SETTINGS = frozenset(RunOptions.__annotations__) - {"queue", "expires", "headers"} | {"backoff"}
 TASK_OPTIONS = frozenset(RunOptions.__annotations__) | {"backoff"} | _TASK_ONLY

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from conveyor.broker import commands
 from conveyor.broker.keys import check_name
 from conveyor.broker.link import Link
+from conveyor.recurring import Declarer, fire_entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -56,6 +57,7 @@ class Clock:
         self._look_at = 0.0
         self._asked = False
         self._rung = False
+        self._refused = False
 
     def deadline(self, link: Link) -> float | None:
         """When `run` has something to do next, monotonic."""
@@ -74,7 +76,7 @@ class Clock:
         self._look_at = now + RECHECK
         if now >= self._due:
             self._rung = False
-            link.send(commands.maintain(self.keys), self._done)
+            link.send(commands.maintain(self.keys), functools.partial(self._done, link))
         else:
             link.send(("HMGET", self.keys.memory, "due", "kept"), self._seen)
 
@@ -83,11 +85,11 @@ class Clock:
         if moments is None or min((int(m) for m in moments if m), default=None) != self._due_ms:
             self.ring()
 
-    def _done(self, answer: Maintained | None) -> None:
+    def _done(self, link: Link, answer: Maintained | None) -> None:
         self._asked = False
         now = time.monotonic()
         self._due_ms = answer and answer.next_due_ms
-        if answer is None:
+        if answer is None or self._refused:
             self._due = now + 1.0
         elif answer.more or self._rung:
             self._due = 0.0
@@ -96,9 +98,22 @@ class Clock:
         else:
             self._due = now + max((answer.next_due_ms - answer.now_ms) / 1000, 0.0) + _SOONEST
         if answer is not None and answer.moved:
-            log.debug("%s: moved %d that had come due", self.keys.queue, answer.moved)
-            if self._on_moved is not None:
-                self._on_moved()
+            self._note_moved("moved %d that had come due", answer.moved)
+        # What is fired here counts as due still; the next call, sent after it, says what follows.
+        if answer is not None and not self._refused:
+            for entry in answer.entries:
+                link.send(fire_entry(self.keys, entry, answer.now_ms), self._fired)
+        self._refused = False
+
+    def _fired(self, added: int | None) -> None:
+        self._refused = self._refused or added is None
+        if added is not None and added > 0:
+            self._note_moved("queued %d that recurred", added)
+
+    def _note_moved(self, what: str, count: int) -> None:
+        log.debug("%s: " + what, self.keys.queue, count)
+        if self._on_moved is not None:
+            self._on_moved()
 
 
 class Orchestrator:
@@ -117,6 +132,7 @@ class Orchestrator:
         self._server = broker.server
         names = [check_name(queue, "queue") for queue in queues or [app.queue]]
         self._clocks = [Clock(broker.keys(name)) for name in names]
+        self._tasks = app.tasks
         self._stop_read, self._stop_write = socket.socketpair()
         self._stopped = False
         self._thread: threading.Thread | None = None
@@ -130,8 +146,8 @@ class Orchestrator:
                 now = time.monotonic()
                 for link in links:
                     link.tick(now)
-                for clock, link in self._pairs:
-                    clock.run(link, now)
+                for one, link in self._pairs:
+                    one.run(link, now)
                 for key, _ in selector.select(self._pause(links)):
                     key.data()
             for link in links:
@@ -152,21 +168,24 @@ class Orchestrator:
     def _links(self, selector: selectors.BaseSelector) -> list[Link]:
         """On a cluster each queue has its own node, elsewhere all share one."""
         groups = [[clock] for clock in self._clocks] if self._server.clustered else [self._clocks]
-        self._pairs: list[tuple[Clock, Link]] = []
+        self._pairs: list[tuple[Clock | Declarer, Link]] = []
         links: list[Link] = []
         for group in groups:
             memory = group[0].keys.memory
-            greet = functools.partial(_greet, group)
+            declarers = [Declarer(clock.keys, self._tasks) for clock in group]
+            greet = functools.partial(_greet, group, declarers)
             listen = functools.partial(_listen, group)
             link = Link(self._server, memory, selector, greet)
             bell = Link(self._server, memory, selector, listen, blocking=True)
             links += [link, bell]
+            # Declared first, lest it be taken for lapsed.
+            self._pairs += [(declarer, link) for declarer in declarers]
             self._pairs += [(clock, link) for clock in group]
         return links
 
     def _pause(self, links: list[Link]) -> float | None:
         moments = [link.deadline() for link in links]
-        moments += [clock.deadline(link) for clock, link in self._pairs]
+        moments += [one.deadline(link) for one, link in self._pairs]
         nearest = min((moment for moment in moments if moment is not None), default=None)
         return None if nearest is None else max(0.0, nearest - time.monotonic())
 
@@ -175,7 +194,9 @@ class Orchestrator:
         self._stopped = True
 
 
-def _greet(clocks: list[Clock], link: Link) -> None:
+def _greet(clocks: list[Clock], declarers: list[Declarer], link: Link) -> None:
+    for declarer in declarers:
+        declarer.ring()
     for clock in clocks:
         clock.ring()
         link.send_first(commands.hello(clock.keys, "", 0, b""), lambda _: None)

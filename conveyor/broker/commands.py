@@ -119,6 +119,14 @@ class Settled(NamedTuple):
     limited: int
 
 
+class DueEntry(NamedTuple):
+    """A recurring entry that is to be fired: see fire.lua."""
+
+    name: bytes
+    due_ms: int
+    definition: bytes
+
+
 class Maintained(NamedTuple):
     """The answer of maintain.lua; `next_due_ms` is None when nothing is waiting."""
 
@@ -126,6 +134,7 @@ class Maintained(NamedTuple):
     moved: int
     next_due_ms: int | None
     more: bool
+    entries: Sequence[DueEntry] = ()
 
 
 class Snapshot(NamedTuple):
@@ -316,9 +325,10 @@ def _parse_enqueued(ids: Sequence[bytes | str | int], reply: Sequence[Any]) -> l
     return [None if item == 1 else item for item in reply[1:]]
 
 
-def _parse_maintained(reply: Sequence[int]) -> Maintained:
-    now, moved, due, more = reply
-    return Maintained(now, moved, None if due < 0 else due, bool(more))
+def _parse_maintained(reply: Sequence[Any]) -> Maintained:
+    now, moved, due, more, flat = reply
+    entries = [DueEntry(*flat[i : i + 3]) for i in range(0, len(flat), 3)]
+    return Maintained(now, moved, None if due < 0 else due, bool(more), entries)
 
 
 def _parse_snapshots(reply: Sequence[Any]) -> list[Snapshot | None]:

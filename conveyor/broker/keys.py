@@ -18,6 +18,9 @@ The scripts make them from `memory`, the one key they are given; Python needs on
 | `Q:parked`         | zset   | ids whose name no worker knew, by the moment they are given up          |
 | `Q:starts`         | list   | moments of the last starts, while there is a rate limit                 |
 | `Q:broken`         | hash   | ids set aside, and why                                                  |
+| `Q:recurring`      | hash   | recurring entries: definitions by name                                  |
+| `Q:recurring:due`, `Q:recurring:lapse` | zset | their names by next due moment; those that code declares by the moment they lapse |
+| `Q:recurring:last` | hash   | moment and id of the last task of each                                  |
 | `Q:k:r`, `Q:k:a`, `Q:k:o` | zset | markers that idle workers and orchestrators block on             |
 | `Q:k:<worker>`     | zset   | mailbox of one worker: runs to stop (token, id)                         |
 | `Q:c:<worker>`     | string | the worker's last claim, so that it can be repeated                     |

@@ -184,7 +184,8 @@ class Link:
             self._lose(error)
             return
         except redis.RedisError as error:
-            if _SCRIPT not in str(error):
+            # What adds work is refused while memory is full; what ends work must pass it by.
+            if _SCRIPT not in str(error) and not isinstance(error, exceptions.OutOfMemoryError):
                 self._lose(error)
                 return
             log.error("%s failed in %s: %s", self._server.address, self._what(), error)

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Final
 from conveyor.broker import commands
 from conveyor.errors import BrokerUnavailable
 from conveyor.packing import pack
+from conveyor.recurring import Declarer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from conveyor.broker.broker import Broker
     from conveyor.broker.commands import Command
+    from conveyor.broker.link import Link
+    from conveyor.task import BaseTask
     from conveyor.worker.plan import WorkerPlan
     from conveyor.worker.queue import WorkerQueue
 
@@ -34,13 +37,27 @@ class Announcer:
         broker: Runs what may block.
         worker: The worker's id in hex.
         plan: What it says of itself.
+        tasks: What it can run, of which some may recur.
     """
 
-    def __init__(self, broker: Broker, worker: str, plan: WorkerPlan) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        worker: str,
+        plan: WorkerPlan,
+        tasks: Mapping[str, BaseTask[..., Any]],
+    ) -> None:
         self._broker = broker
         self._worker = worker
         self._plan = plan
         #: When `turn` has something to do, monotonic.
+        self.due = 0.0
+        self._declarers = {name: Declarer(broker.keys(name), tasks) for name in plan.queues}
+
+    def greet(self, queue: WorkerQueue, link: Link) -> None:
+        """Greets on a new connection, and has the rest said again."""
+        link.send_first(self.hello(queue), ignore_answer)
+        self._declarers[queue.keys.queue].ring()
         self.due = 0.0
 
     def hello(self, queue: WorkerQueue) -> Command[int]:
@@ -55,6 +72,7 @@ class Announcer:
         self.due = now + HEARTBEAT
         for queue in queues:
             if queue.link.connected:
+                self._declarers[queue.keys.queue].run(queue.link, now)
                 self._make_known(queue)
                 prolong = ("PEXPIRE", queue.keys.worker(self._worker), HOLDS_MS)
                 queue.link.send(prolong, functools.partial(self._prolonged, queue))

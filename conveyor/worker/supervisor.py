@@ -80,7 +80,7 @@ class Supervisor:
             WorkerQueue(index, self._broker.keys(name), self.id.hex())
             for index, name in enumerate(plan.queues)
         ]
-        self._announcer = Announcer(self._broker, self.id.hex(), plan)
+        self._announcer = Announcer(self._broker, self.id.hex(), plan, tasks)
         self._held = Holdings(self._queues, self._lanes)
         self._windows = {lane: Window(time.monotonic()) for lane in (SYNC, ASYNC)}
         self._claiming = {SYNC: 0, ASYNC: 0}
@@ -175,7 +175,7 @@ class Supervisor:
         for queue in queues:
             queue.expect_work()
             queue.clock.ring()
-            link.send_first(self._announcer.hello(queue), ignore_answer)
+            self._announcer.greet(queue, link)
 
     def _unpark(self, queue: WorkerQueue, start: int) -> None:
         names = [name.decode() for name in self._definitions]

@@ -1,7 +1,7 @@
 #!lua flags=
 -- Adds tasks: each becomes queued, or scheduled when it is due later.
 --
--- USES      record clock ready finish
+-- USES      record clock ready finish add
 -- KEYS
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves
@@ -16,12 +16,6 @@
 --   1 one place per id, 4 server time, 5 bounded (the caller sends at most 100 tasks or 1 MiB),
 --   7 repeating it adds nothing: the same call under the same id is ours, also where it has ended
 --   and left no record
-
-local function moment(text, base)
-  if text == '' then return 0 end
-  if string.sub(text, 1, 1) == '+' then return base + tonumber(string.sub(text, 2)) end
-  return tonumber(text)
-end
 
 local function same_call(record, existing) return call_of(record) == call_of(existing) end
 
@@ -40,34 +34,12 @@ local function replace_if_ended(id, record)
   remove_record(id)
 end
 
-local function store(id, state, record, due, expires)
-  local stamped = string.sub(record, 1, 2) .. string.char(state) .. string.sub(record, 4, 4)
-    .. struct.pack('<I6', state == QUEUED and now or 0) .. string.sub(record, 11, 34)
-    .. struct.pack('<I6I6I6', due, now, expires) .. string.sub(record, 53)
-  return redis.call('SET', Q .. 't:' .. id, stamped, 'NX')
-end
-
 local function add(id, due_text, expires_text, record)
   if is_gone(id, record) then return 1 end
   replace_if_ended(id, record)
-  local due = moment(due_text, now)
-  local expires = moment(expires_text, math.max(due, now))
-  local state = due > now and SCHEDULED or QUEUED
-  if not store(id, state, record, due, expires) then
-    local existing = load(id)
-    return existing and same_call(record, existing) and 1 or existing or 0
-  end
-  if expires > 0 then
-    redis.call('ZADD', Q .. 'e', expires, id)
-    wake_orchestrator('due', expires)
-  end
-  if state == QUEUED then
-    push_tail(id, record)
-  else
-    redis.call('ZADD', Q .. 's', due, id)
-    wake_orchestrator('due', due)
-  end
-  return 1
+  if add_new(id, due_text, expires_text, record) then return 1 end
+  local existing = load(id)
+  return existing and same_call(record, existing) and 1 or existing or 0
 end
 
 local reply = { now }

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Moves everything that has come due, and says when the next thing will; reminds workers of what is
--- ready.
+-- Moves everything that has come due, and says when the next thing will, and which recurring entries
+-- are to be fired; reminds workers of what is ready.
 --
 -- USES      record clock ready finish rerun due
 -- KEYS
@@ -9,10 +9,28 @@
 -- ARGV
 --   ARGV[1]  number  most ids to move of each kind
 -- RETURNS
---   {server time in ms, ids moved, next due moment in ms or -1, 1 if more is due now}
+--   {server time in ms, ids moved, next due moment in ms or -1, 1 if more is due now, due entries
+--   (name, due moment in ms, definition, …: at most 20 and about 1 MiB)}
 -- KEEPS
 --   1 one place per id, 4 server time, 5 bounded (so many ids and 1 MiB of each kind), 9 unusable
 --   records set aside, 10 any number of orchestrators may call it at once
+
+local function due_entries()
+  local due = redis.call('ZRANGEBYSCORE', Q .. 'recurring:due', '-inf', now, 'WITHSCORES', 'LIMIT', 0, 20)
+  local entries, bytes = {}, 0
+  for i = 1, #due, 2 do
+    local definition = redis.call('HGET', Q .. 'recurring', due[i])
+    if definition then
+      for _, part in ipairs({ due[i], tonumber(due[i + 1]), definition }) do entries[#entries + 1] = part end
+      bytes = bytes + #definition
+      if bytes >= ENOUGH then break end
+    else
+      forget_recurring(due[i])
+      set_aside(due[i], 'listed as recurring but has no definition')
+    end
+  end
+  return entries
+end
 
 local was_due = moments.due or 0
 local moved = move_everything(tonumber(ARGV[1]))
@@ -20,4 +38,5 @@ if moved > 0 then remember_time() end
 if was_due <= now then touch_lanes() end
 wake_workers(keep_moment)
 local first = next_due()
-return { now, moved, first < math.huge and first or -1, first <= now and 1 or 0 }
+local entries = first <= now and due_entries() or {}
+return { now, moved, first < math.huge and first or -1, first <= now and 1 or 0, entries }

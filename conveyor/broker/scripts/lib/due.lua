@@ -1,6 +1,6 @@
 -- Moves what has come due, a bounded number a call: promotes, expires, reaps, gives up, trims.
 -- Needs: record, clock, ready, finish, rerun.
--- Gives: expire, leave_place, move_everything, pack_error, promote, reap.
+-- Gives: expire, forget_recurring, leave_place, move_everything, pack_error, promote, reap.
 
 local function pack_error(kind, message) return cmsgpack.pack({ kind, message, '' }) end
 
@@ -62,15 +62,28 @@ local function give_up_one(id)
   fail(id, record, pack_error('UnknownTask', 'no worker knows a task named ' .. name_of(record)))
 end
 
+-- Whatever is known of a recurring entry.
+local function forget_recurring(name)
+  redis.call('ZREM', Q .. 'recurring:due', name)
+  redis.call('ZREM', Q .. 'recurring:lapse', name)
+  redis.call('HDEL', Q .. 'recurring:last', name)
+  return redis.call('HDEL', Q .. 'recurring', name)
+end
+
 local function promote(limit) return move_due('s', limit, promote_one) end
 local function expire(limit) return move_due('e', limit, expire_one) end
 local function reap(limit) return move_due('l', limit, reap_one) end
 
 -- The sets of each moment. What is due in one leads to sets further on only, so one pass sees all.
-local SETS = { due = { 'l', 'e', 's' }, kept = { 'parked', 'ok', 'failed', 'cancelled' } }
+-- What recurs stays where it is until an orchestrator fires it: Lua cannot tell when it is due next.
+local SETS = {
+  due = { 'l', 'e', 's', 'recurring:due' },
+  kept = { 'parked', 'ok', 'failed', 'cancelled', 'recurring:lapse' },
+}
 local MOVES = {
   l = reap_one, e = expire_one, s = promote_one, parked = give_up_one,
   ok = remove_record, failed = remove_record, cancelled = remove_record,
+  ['recurring:lapse'] = forget_recurring,
 }
 
 local function head_of(set)
@@ -84,7 +97,7 @@ local function move_kind(kind, limit)
   local moved, first = 0, math.huge
   for _, set in ipairs(SETS[kind]) do
     local score = head_of(set)
-    if score <= now then
+    if score <= now and MOVES[set] then
       moved = moved + move_due(set, limit, MOVES[set])
       score = head_of(set)
     end
