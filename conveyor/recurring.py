@@ -110,7 +110,7 @@ def declared_name(task: str) -> str:
 
     Example:
         >>> declared_name("app.tick"), declared_name("app.main.<locals>.tick")
-        ('app.tick', 'app.main._locals_.tick-9e0d5a3c')
+        ('app.tick', 'app.main._locals_.tick-c25c122d')
     """
     if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", task):
         return task
