@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import assert_type
 
-from conveyor import Context, Conveyor, TaskRecord, TaskResult, current_task, exponential
+from conveyor import (
+    Context,
+    Conveyor,
+    RecurringRecord,
+    TaskRecord,
+    TaskResult,
+    current_task,
+    exponential,
+)
 
 app = Conveyor("typed", broker="redis://localhost", priority=3, grace=timedelta(minutes=1))
 
@@ -57,6 +65,24 @@ def report(year: int) -> str:
     return str(year)
 
 
+@app.task(cron="*/5 * * * *", timezone="Europe/Berlin", catch_up="one", overlap="skip")
+def recurring_report(year: int = 2027) -> str:
+    return str(year)
+
+
+@app.task(every=timedelta(minutes=5), bind=True)
+async def recurring_visit(context: Context) -> int:
+    return context.fence
+
+
+async def recurring_entries() -> None:
+    app.add_recurring("a", recurring_report.call(2027), every=30, catch_up="all")
+    await app.aadd_recurring("a", recurring_visit.call(), cron="* * * * *")
+    assert_type(app.remove_recurring("a"), bool)
+    assert_type(await app.arecurring(), list[RecurringRecord])
+    assert_type(app.recurring("default")[0].next_due_at, datetime)
+
+
 def binding_drops_the_context() -> None:
     assert_type(greet.delay("a"), TaskResult[str])
     assert_type(greet.delay(name="a"), TaskResult[str])
@@ -93,6 +119,10 @@ def wrong_call_options() -> None:
 def wrong_task_options() -> None:
     app.task(retry_limt=3)  # error: call-overload | reportCallIssue
     app.task(queue=3)  # error: call-overload | reportArgumentType
+    app.task(cron=5)  # error: call-overload | reportArgumentType
+    app.task(every="5")  # error: call-overload | reportArgumentType
+    app.task(every=5, catch_up="some")  # error: call-overload | reportArgumentType
+    app.add_recurring("a", report, every=5)  # error: arg-type | reportArgumentType
     app.task(id="one")  # error: call-overload | reportCallIssue
     app.task(bind="yes")  # error: call-overload | reportArgumentType reportCallIssue
     app.task(retry_on="OSError")  # error: arg-type | reportArgumentType

@@ -39,10 +39,10 @@ if not keeps then
   if known ~= definition then redis.call('HSET', Q .. 'recurring', name, definition) end
 end
 
-if lapse > 0 then
-  redis.call('ZADD', Q .. 'recurring:lapse', keeps and 'XX' or 'CH', now + lapse, name)
-  wake_orchestrator('kept', now + lapse)
-else
+if lapse == 0 then
   redis.call('ZREM', Q .. 'recurring:lapse', name)
+elseif not keeps or redis.call('ZSCORE', Q .. 'recurring:lapse', name) then
+  redis.call('ZADD', Q .. 'recurring:lapse', now + lapse, name)
+  wake_orchestrator('kept', now + lapse)
 end
 return { now, 1 }
