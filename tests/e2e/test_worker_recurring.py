@@ -142,14 +142,26 @@ def test_a_worker_without_an_orchestrator_declares_too_and_again_on_a_new_connec
         wait_until(lambda: len(app.recurring()) == 2, "declared again", seconds=SOON)
 
 
-def test_a_changed_declaration_replaces_the_old_one(declaring: tuple[Project, Conveyor]) -> None:
+def test_a_changed_declaration_replaces_the_old_one_and_an_old_process_only_prolongs_it(
+    declaring: tuple[Project, Conveyor], server: Server
+) -> None:
     project, app = declaring
+    execute = app.client.broker.execute
+    lapses = app.client.broker.keys("default").prefix + "recurring:lapse"
     with project.start("-A", "myapp", "beat"):
         wait_until(lambda: len(app.recurring()) == 2, "declared", seconds=SOON)
-    project.write("myapp.py", DECLARES.replace("every=0.25", "every=7200"))
-    with project.start("-A", "myapp", "beat"):
-        wait_until(lambda: entry(app, "myapp.tick").every == 7200, "changed", seconds=SOON)
-    assert entry(app, "myapp.tick").declared
+        project.write("myapp.py", DECLARES.replace("every=0.25", "every=7200"))
+        with project.start("-A", "myapp", "beat"):
+            wait_until(lambda: entry(app, "myapp.tick").every == 7200, "changed", seconds=SOON)
+        before = float(execute(("ZINCRBY", lapses, -LAPSE_MS / 2, "myapp.tick")))
+        server.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        wait_until(
+            lambda: float(execute(("ZSCORE", lapses, "myapp.tick"))) > before,
+            "prolonged",
+            seconds=SOON,
+        )
+        assert entry(app, "myapp.tick").every == 7200
+        assert entry(app, "myapp.tick").declared
 
 
 def test_two_orchestrators_fire_each_moment_once(lab: Lab) -> None:
