@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from conveyor.recurring import list_entries
 from conveyor.result import await_record
 from conveyor.sending import asend_all
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from conveyor.options import Moment
     from conveyor.queues import RateLimit, TaskCounts, WorkerRecord
     from conveyor.records import TaskRecord, TaskStatus
+    from conveyor.recurrence import RecurringRecord
     from conveyor.result import TaskResult
     from conveyor.task import BaseTask
 
@@ -122,6 +124,10 @@ class AsyncManager:
     async def get_workers(self) -> list[WorkerRecord]:
         """The live workers of this queue, at most 1,000; one that was killed is shown for 95 s."""
         return await self._client.adrive(self._queue.workers())
+
+    async def get_recurring(self) -> list[RecurringRecord]:
+        """The recurring entries of this queue, by the moment at which each fires next."""
+        return await self._client.adrive(list_entries(self._client, self._queue.queue))
 
     async def pause_queue(self) -> bool:
         """Has no task of this queue begun from now on, by any worker; what runs goes on."""

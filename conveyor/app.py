@@ -32,10 +32,7 @@ from conveyor.manager import Manager
 from conveyor.operations import Operations
 from conveyor.options import TASK_OPTIONS, TaskOptions, refuse_unknown
 from conveyor.recurring import (
-    aadd_entry,
     add_entry,
-    alist_entries,
-    aremove_entry,
     check_declared,
     list_entries,
     make_entry,
@@ -53,8 +50,8 @@ if TYPE_CHECKING:
 
     from conveyor.broker.target import Client as RedisClient
     from conveyor.context import Context
-    from conveyor.moments import Duration
-    from conveyor.recurrence import CatchUp, Overlap, RecurringRecord
+    from conveyor.options import RecurringOptions
+    from conveyor.recurrence import RecurringRecord
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -213,15 +210,7 @@ class Conveyor:
         return await self.client.abroker.queues()
 
     def add_recurring(
-        self,
-        name: str,
-        call: Call[Any],
-        *,
-        cron: str | None = None,
-        every: Duration | None = None,
-        timezone: str | tzinfo | None = None,
-        catch_up: CatchUp = "skip",
-        overlap: Overlap = "allow",
+        self, name: str, call: Call[Any], **options: Unpack[RecurringOptions]
     ) -> None:
         """Has a call recur until `remove_recurring`, or changes the entry of this name.
 
@@ -230,12 +219,7 @@ class Conveyor:
         Args:
             name: 1 to 64 letters, digits, `_`, `.` or `-`.
             call: What to send each time.
-            cron: Five fields, or six with seconds first; this or `every`.
-            every: Seconds or a timedelta, counted from 1970 (UTC).
-            timezone: In which `cron` is meant; None is the app's, else UTC.
-            catch_up: What becomes of firings that were missed, since no orchestrator was there
-                within 60 s: none is run ("skip"), one for all ("one"), or each ("all").
-            overlap: Whether one is left out ("skip") while the task of the one before is not over.
+            **options: `cron` or `every`, and the rest of `RecurringOptions`.
 
         Raises:
             ConfigurationError: Something of it cannot work.
@@ -244,33 +228,15 @@ class Conveyor:
         Example:
             >>> app.add_recurring("nightly", report.call("sales"), cron="0 3 * * *")
         """
-        add_entry(
-            self.client,
-            make_entry(
-                self.client, name, call, cron=cron, every=every, timezone=timezone,
-                catch_up=catch_up, overlap=overlap,
-            ),
-        )  # fmt: skip
+        entry = make_entry(self.client, name, call, options)
+        self.client.drive(add_entry(self.client, entry))
 
     async def aadd_recurring(
-        self,
-        name: str,
-        call: Call[Any],
-        *,
-        cron: str | None = None,
-        every: Duration | None = None,
-        timezone: str | tzinfo | None = None,
-        catch_up: CatchUp = "skip",
-        overlap: Overlap = "allow",
+        self, name: str, call: Call[Any], **options: Unpack[RecurringOptions]
     ) -> None:
         """The async twin of `add_recurring`."""
-        await aadd_entry(
-            self.client,
-            make_entry(
-                self.client, name, call, cron=cron, every=every, timezone=timezone,
-                catch_up=catch_up, overlap=overlap,
-            ),
-        )  # fmt: skip
+        entry = make_entry(self.client, name, call, options)
+        await self.client.adrive(add_entry(self.client, entry))
 
     def remove_recurring(self, name: str, queue: str | None = None) -> bool:
         """Removes a recurring entry; tasks that it has sent stay.
@@ -284,23 +250,21 @@ class Conveyor:
         Returns:
             Whether there was one.
         """
-        return remove_entry(self.client, name, queue)
+        return self.client.drive(remove_entry(self.client, name, queue))
 
     async def aremove_recurring(self, name: str, queue: str | None = None) -> bool:
         """The async twin of `remove_recurring`."""
-        return await aremove_entry(self.client, name, queue)
+        return await self.client.adrive(remove_entry(self.client, name, queue))
 
     def recurring(self, queue: str | None = None) -> list[RecurringRecord]:
-        """The recurring entries of a queue, by the moment at which each fires next.
-
-        Args:
-            queue: Its name; None is the app's.
-        """
-        return list_entries(self.client, self.queue if queue is None else queue)
+        """The recurring entries of a queue, the next to fire first; None is the app's queue."""
+        queue = self.queue if queue is None else queue
+        return self.client.drive(list_entries(self.client, queue))
 
     async def arecurring(self, queue: str | None = None) -> list[RecurringRecord]:
         """The async twin of `recurring`."""
-        return await alist_entries(self.client, self.queue if queue is None else queue)
+        queue = self.queue if queue is None else queue
+        return await self.client.adrive(list_entries(self.client, queue))
 
     def close(self) -> None:
         """Closes what this process opened; a shared client stays open."""

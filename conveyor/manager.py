@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from conveyor.recurring import list_entries
 from conveyor.result import wait_for_record
 from conveyor.sending import send_all
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from conveyor.options import Moment
     from conveyor.queues import RateLimit, TaskCounts, WorkerRecord
     from conveyor.records import TaskRecord, TaskStatus
+    from conveyor.recurrence import RecurringRecord
     from conveyor.result import TaskResult
     from conveyor.task import BaseTask
 
@@ -207,6 +209,10 @@ class Manager:
     def get_workers(self) -> list[WorkerRecord]:
         """The live workers of this queue, at most 1,000; one that was killed is shown for 95 s."""
         return self._client.drive(self._queue.workers())
+
+    def get_recurring(self) -> list[RecurringRecord]:
+        """The recurring entries of this queue, by the moment at which each fires next."""
+        return self._client.drive(list_entries(self._client, self._queue.queue))
 
     def pause_queue(self) -> bool:
         """Has no task of this queue begun from now on, by any worker; what runs goes on.

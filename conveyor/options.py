@@ -55,22 +55,36 @@ class CallOptions(RunOptions, total=False):
     backoff: Backoff | Strategy
 
 
-class TaskOptions(RunOptions, total=False):
+class RecurringOptions(TypedDict, total=False):
+    """What recurs when: `app.add_recurring(...)`, and of a task `@app.task(...)`.
+
+    Attributes:
+        cron: Five fields, or six with seconds first; this or `every`.
+        every: Seconds or a timedelta between two moments, counted from 1970 (UTC).
+        timezone: In which `cron` is meant: a name or a ZoneInfo. Default: the app's, else UTC.
+        catch_up: What becomes of moments that were missed, since no orchestrator was there within
+            60 s: none is run ("skip", the default), one for all ("one"), or each ("all").
+        overlap: Whether one is left out ("skip") while the task of the one before has not ended;
+            default "allow".
+    """
+
+    cron: str | None
+    every: Duration | None
+    timezone: str | tzinfo | None
+    catch_up: CatchUp
+    overlap: Overlap
+
+
+class TaskOptions(RunOptions, RecurringOptions, total=False):
     """Options of a task: `@app.task(...)`."""
 
     name: str
     backoff: Backoff | Strategy | Callable[[TaskRecord, BaseException], float]
     retry_on: type[BaseException] | Sequence[type[BaseException]]
     no_retry_on: type[BaseException] | Sequence[type[BaseException]]
-    cron: str
-    every: Duration
-    timezone: str | tzinfo
-    catch_up: CatchUp
-    overlap: Overlap
 
 
-#: Options of a task that recurs: see `recurrence.py`.
-RECURRING_OPTIONS = frozenset({"cron", "every", "timezone", "catch_up", "overlap"})
+RECURRING_OPTIONS = frozenset(RecurringOptions.__annotations__)
 _TASK_ONLY = frozenset({"name", "retry_on", "no_retry_on", "bind"}) | RECURRING_OPTIONS
 _CALL_ONLY = frozenset({"id", "on_existing"})
 _SETTINGS = frozenset(RunOptions.__annotations__) - {"queue", "expires", "headers"} | {"backoff"}

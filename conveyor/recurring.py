@@ -21,11 +21,12 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from conveyor.broker import recurring as commands
+from conveyor.broker.broker import read_names
 from conveyor.broker.commands import BATCH, BATCH_BYTES, NewTask
-from conveyor.broker.keys import check_name
+from conveyor.broker.keys import check_name, known_queues
 from conveyor.errors import ConfigurationError, ConveyorError, SerializationError
 from conveyor.moments import from_ms
-from conveyor.options import RECURRING_OPTIONS
+from conveyor.options import RECURRING_OPTIONS, refuse_unknown
 from conveyor.records import payload_of
 from conveyor.recurrence import Entry, Recurrence, RecurringRecord, make_recurrence, moment_text
 from conveyor.task import Call
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from conveyor.broker.keys import QueueKeys
     from conveyor.broker.link import Link
     from conveyor.broker.recurring import Declared, ListedEntry
-    from conveyor.client import Client
+    from conveyor.client import Client, Steps
     from conveyor.task import BaseTask
 
 log = logging.getLogger("conveyor.orchestrator")
@@ -60,8 +61,8 @@ class NewEntry(NamedTuple):
     definition: bytes
 
 
-def make_entry(client: Client, name: str, call: Call[Any], **options: Any) -> NewEntry:
-    """Checks and packs an entry; `options` are those of `make_recurrence`.
+def make_entry(client: Client, name: str, call: Call[Any], options: Mapping[str, Any]) -> NewEntry:
+    """Checks and packs an entry; `options` are `RecurringOptions`.
 
     Raises:
         ConfigurationError: Something of it cannot work.
@@ -69,23 +70,21 @@ def make_entry(client: Client, name: str, call: Call[Any], **options: Any) -> Ne
     """
     check_name(name, "recurring name")
     what = f"recurring {name!r}"
+    refuse_unknown(options, RECURRING_OPTIONS, what)
     if not isinstance(call, Call):
         raise ConfigurationError(f"{what}: {call!r} is not a Call: make one with task.call(...)")
     if call.task.client is not client:
         raise ConfigurationError(f"{what}: {call.task.name} belongs to another app: add it there")
     if call.id or call.task.plan().id is not None:
         raise ConfigurationError(f"{what}: each firing has an id of its own: leave id= out")
-    recurrence = make_recurrence(what, app_timezone=client.timezone, **options)
-    sending = call.pack()
-    definition = Entry(recurrence, sending.task.expires, sending.task.record).pack()
-    return NewEntry(name, sending.queue, recurrence, definition)
+    return _pack(name, call, _recurrence(client, what, options))
 
 
 def check_declared(task: BaseTask[..., Any]) -> None:
     """Raises ConfigurationError if what the decorator says of recurrence cannot work."""
     if RECURRING_OPTIONS.isdisjoint(task.definition.options):
         return
-    _recurrence_of(task)
+    _recurrence(task.client, f"task {task.name}", task.definition.options)
     try:
         task.definition.signature.bind((), {})
     except TypeError as error:
@@ -99,10 +98,8 @@ def declared_entry(task: BaseTask[..., Any]) -> NewEntry | None:
     """The entry that a task's decorator declares, or None."""
     if RECURRING_OPTIONS.isdisjoint(task.definition.options):
         return None
-    recurrence = _recurrence_of(task)
-    sending = task.pack((), {})
-    definition = Entry(recurrence, sending.task.expires, sending.task.record).pack()
-    return NewEntry(declared_name(task.name), sending.queue, recurrence, definition)
+    recurrence = _recurrence(task.client, f"task {task.name}", task.definition.options)
+    return _pack(declared_name(task.name), Call(task, (), {}), recurrence)
 
 
 def declared_name(task: str) -> str:
@@ -118,62 +115,36 @@ def declared_name(task: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', task)[-55:]}-{digest}"
 
 
-def add_entry(client: Client, entry: NewEntry) -> None:
+def add_entry(client: Client, entry: NewEntry) -> Steps[None]:
     """Keeps an entry until it is removed; one of this name on another queue gives way."""
-    client.broker.announce(entry.queue)
+    yield ("SADD", known_queues(client.namespace), entry.queue)
     keys, due = client.broker.keys(entry.queue), None
-    while not (answer := client.broker.run(_declare(keys, entry, due))).kept:
+    while not (answer := (yield _declare(keys, entry, due))).kept:
         due = entry.recurrence.next_after(answer.now_ms)
-    for queue in client.broker.queues():
+    for queue in read_names((yield ("SMEMBERS", known_queues(client.namespace)))):
         if queue != entry.queue:
-            remove_entry(client, entry.name, queue)
+            yield commands.forget(client.broker.keys(queue), entry.name)
 
 
-async def aadd_entry(client: Client, entry: NewEntry) -> None:
-    """The async twin of `add_entry`."""
-    await client.abroker.announce(entry.queue)
-    keys, due = client.broker.keys(entry.queue), None
-    while not (answer := await client.abroker.run(_declare(keys, entry, due))).kept:
-        due = entry.recurrence.next_after(answer.now_ms)
-    for queue in await client.abroker.queues():
-        if queue != entry.queue:
-            await aremove_entry(client, entry.name, queue)
-
-
-def remove_entry(client: Client, name: str, queue: str | None) -> bool:
+def remove_entry(client: Client, name: str, queue: str | None) -> Steps[bool]:
     """Removes an entry from a queue, or from whichever has it; False when there is none."""
     check_name(name, "recurring name")
-    run, keys = client.broker.run, client.broker.keys
-    queues = client.broker.queues() if queue is None else [check_name(queue, "queue")]
-    removed: list[bool] = [run(commands.forget(keys(each), name)) for each in queues]
-    return any(removed)
+    if queue is None:
+        queues = read_names((yield ("SMEMBERS", known_queues(client.namespace))))
+    else:
+        queues = [check_name(queue, "queue")]
+    removed = False
+    for each in queues:
+        removed = (yield commands.forget(client.broker.keys(each), name)) or removed
+    return removed
 
 
-async def aremove_entry(client: Client, name: str, queue: str | None) -> bool:
-    """The async twin of `remove_entry`."""
-    check_name(name, "recurring name")
-    run, keys = client.abroker.run, client.broker.keys
-    queues = await client.abroker.queues() if queue is None else [check_name(queue, "queue")]
-    removed: list[bool] = [await run(commands.forget(keys(each), name)) for each in queues]
-    return any(removed)
-
-
-def list_entries(client: Client, queue: str) -> list[RecurringRecord]:
+def list_entries(client: Client, queue: str) -> Steps[list[RecurringRecord]]:
     """The entries of a queue, by the moment at which they are due next."""
     keys, start = client.broker.keys(check_name(queue, "queue")), 0
     records: list[RecurringRecord] = []
     while start >= 0:
-        start, listed = client.broker.run(commands.list_recurring(keys, start))
-        records += _records(queue, listed)
-    return records
-
-
-async def alist_entries(client: Client, queue: str) -> list[RecurringRecord]:
-    """The async twin of `list_entries`."""
-    keys, start = client.broker.keys(check_name(queue, "queue")), 0
-    records: list[RecurringRecord] = []
-    while start >= 0:
-        start, listed = await client.abroker.run(commands.list_recurring(keys, start))
+        start, listed = yield commands.list_recurring(keys, start)
         records += _records(queue, listed)
     return records
 
@@ -257,17 +228,22 @@ def _declare(
     )
 
 
-def _recurrence_of(task: BaseTask[..., Any]) -> Recurrence:
-    given = task.definition.options
+def _recurrence(client: Client, what: str, given: Mapping[str, Any]) -> Recurrence:
     return make_recurrence(
-        f"task {task.name}",
+        what,
         cron=given.get("cron"),
         every=given.get("every"),
         timezone=given.get("timezone"),
         catch_up=given.get("catch_up", "skip"),
         overlap=given.get("overlap", "allow"),
-        app_timezone=task.client.timezone,
+        app_timezone=client.timezone,
     )
+
+
+def _pack(name: str, call: Call[Any], recurrence: Recurrence) -> NewEntry:
+    sending = call.pack()
+    definition = Entry(recurrence, sending.task.expires, sending.task.record).pack()
+    return NewEntry(name, sending.queue, recurrence, definition)
 
 
 def _records(queue: str, listed: list[ListedEntry]) -> list[RecurringRecord]:

@@ -85,6 +85,7 @@ def test_an_entry_is_added_listed_and_removed(app: Conveyor, calls: Sync | Async
         timezone="Europe/Berlin", catch_up="skip", overlap="allow",
         next_due_at=record.next_due_at, last_due_at=None, declared=False,
     )  # fmt: skip
+    assert app.manager().get_recurring() == [record]
     assert calls.remove("nightly") is True
     assert calls.remove("nightly") is False
     assert calls.list() == []
@@ -122,6 +123,17 @@ def test_an_entry_lies_on_its_calls_queue_and_on_one_only(
     assert calls.list("fast") == []
 
 
+def test_an_async_manager_lists_them_too(app: Conveyor) -> None:
+    async def main() -> list[RecurringRecord]:
+        await app.aadd_recurring("often", app.task(report).call(), every=3600)
+        try:
+            return await app.amanager().get_recurring()
+        finally:
+            await app.aclose()
+
+    assert [record.name for record in asyncio.run(main())] == ["often"]
+
+
 def test_entries_come_in_the_order_they_are_due(app: Conveyor, calls: Sync | Async) -> None:
     task = app.task(report)
     calls.add("last", task.call(), cron="0 0 29 2 *")
@@ -142,6 +154,7 @@ def test_entries_come_in_the_order_they_are_due(app: Conveyor, calls: Sync | Asy
         ("a", {"cron": "* * * * *", "timezone": "Nowhere"}, "'Nowhere' is not known"),
         ("a", {"every": 1, "overlap": "no"}, "overlap cannot be 'no'"),
         ("a", {"every": 1, "catch_up": "no"}, "catch_up cannot be 'no'"),
+        ("a", {"evry": 1}, "recurring 'a' has no option 'evry': did you mean 'every'?"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_sent(

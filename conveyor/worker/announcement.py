@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from conveyor.broker import commands
 from conveyor.errors import BrokerUnavailable

@@ -15,7 +15,10 @@
 --   5 bounded (100 ids, 1 MiB), 7 repeatable, 8 works when memory is full, 9 unusable records are
 --   removed as well
 
-local REST = { 'e', 'tombstones', 'gone', 'broken', 'starts', 'k:r', 'k:a', 'k:o', 'm' }
+local REST = {
+  'recurring', 'recurring:due', 'recurring:lapse', 'recurring:last', 'e', 'tombstones', 'gone', 'broken',
+  'starts', 'k:r', 'k:a', 'k:o', 'm',
+}
 
 -- A worker that was forgotten may have left something; one that is announced is seen to in the end.
 local function forget_worker_of(record)
