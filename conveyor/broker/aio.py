@@ -1,6 +1,7 @@
 """Runs commands against the server, for async callers: the twin of `broker.py`.
 
-Each event loop has a client of its own, made when it first runs a command and closed by `aclose`.
+Each event loop has a client of its own, made when it first runs a command and closed by `aclose`;
+or the one that the app was given, if that belongs to this loop (see `shared_aio.py`).
 Only so many calls are under way at once as it has connections. The others wait for their turn, and
 if the server is given up meanwhile, they are told at once.
 """
@@ -27,8 +28,9 @@ from conveyor.broker.broker import (
     script_source,
     unavailable,
 )
-from conveyor.broker.connect import TIMEOUT, TRANSIENT, close_async
+from conveyor.broker.connect import TIMEOUT, TRANSIENT, check_version, close_async
 from conveyor.broker.keys import known_queues
+from conveyor.broker.shared_aio import AsyncSharedClient
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -49,7 +51,8 @@ CONNECTIONS = 16
 class _Loop:
     """What one event loop has."""
 
-    client: AsyncClient | None = None
+    shared: AsyncSharedClient | None = None
+    client: AsyncClient | AsyncSharedClient | None = None
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONNECTIONS))
     given_up_at: float = 0.0
     given_up: Exception | None = None
@@ -109,7 +112,11 @@ class AsyncBroker:
     async def aclose(self) -> None:
         """Closes the running event loop's client."""
         loop = self._loops.pop(asyncio.get_running_loop(), None)
-        if loop is not None and loop.client is not None:
+        if loop is None or loop.client is None:
+            return
+        if isinstance(loop.client, AsyncSharedClient):
+            await loop.client.aclose()
+        else:
             await close_async(loop.client)
 
     async def _execute(
@@ -149,21 +156,34 @@ class AsyncBroker:
         if loop is None:
             for other in [one for one in self._loops if one.is_closed()]:
                 del self._loops[other]
-            loop = self._loops[running] = _Loop()
+            loop = self._loops[running] = self._new_loop()
         return loop
+
+    def _new_loop(self) -> _Loop:
+        shared = self._broker.server.shared_async_client()
+        if shared is None:
+            return _Loop()
+        return _Loop(shared, turns=asyncio.Semaphore(min(CONNECTIONS, shared.connections)))
 
     async def _refresh(self, loop: _Loop) -> None:
         client: Any = loop.client
-        if isinstance(client, RedisCluster):
+        if isinstance(client, AsyncSharedClient):
+            await client.refresh()
+        elif isinstance(client, RedisCluster):
             await client.nodes_manager.initialize()
         else:
             await asyncio.to_thread(self._broker.server.refresh)
 
-    async def _connect(self, loop: _Loop) -> AsyncClient:
+    async def _connect(self, loop: _Loop) -> AsyncClient | AsyncSharedClient:
+        server = self._broker.server
+        if loop.shared is not None:
+            check_version(await loop.shared.info("server"), server.address)
+            loop.client = loop.shared
+            return loop.client
         # Starting an embedded server and checking the version take a moment: not on the loop.
-        await asyncio.to_thread(self._broker.server.client)
+        await asyncio.to_thread(server.client)
         if loop.client is None:
-            loop.client = self._broker.server.async_client()
+            loop.client = server.async_client()
         return loop.client
 
 

@@ -19,6 +19,7 @@ from redis.sentinel import MasterNotFoundError
 
 from conveyor.broker.connect import TRANSIENT, Server
 from conveyor.broker.keys import QueueKeys, known_queues
+from conveyor.broker.shared import PoolExhausted
 from conveyor.errors import BrokerUnavailable, QueueFull
 
 if TYPE_CHECKING:
@@ -151,6 +152,11 @@ def refused(server: Server, error: redis.RedisError) -> ConveyorError:
 
 def unavailable(server: Server, error: Exception) -> BrokerUnavailable:
     """The error for a server that cannot be reached: address, cause and next step in one line."""
+    if isinstance(error, PoolExhausted):
+        return BrokerUnavailable(
+            f"the client shared for {server.address} has no connection to spare: {error}."
+            " Raise its max_connections, or end what holds them"
+        )
     return BrokerUnavailable(
         f"cannot reach {server.address}: {_cause(error)}."
         " Is it running, and is CONVEYOR_BROKER or broker= right?"

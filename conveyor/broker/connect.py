@@ -1,8 +1,9 @@
 """Connections to any kind of server: one target in, clients and bare connections out.
 
 Nothing is opened before it is asked for, and never used on both sides of a fork: each process makes
-its own. A client that an app was given to share says only where to and how to log in, since its
-timeouts, its retries and its event loop are its owner's.
+its own. A client that an app was given is shared (`shared.py`, `shared_aio.py`) by calls of its
+kind, sync or async, in the process that it was given in. Everywhere else connections are made like
+its, but for its timeouts and retries.
 
 TLS, authentication, sentinels and cluster topology are redis-py's work. Its own retries are off:
 which calls may be sent again, and for how long, is decided here and in `broker.py`.
@@ -10,8 +11,9 @@ which calls may be sent again, and for how long, is decided here and in `broker.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import redis
 import redis.asyncio
@@ -34,15 +36,19 @@ from redis.sentinel import Sentinel
 
 from conveyor.broker.embedded import EmbeddedServer, default_directory
 from conveyor.broker.process import PerProcess
+from conveyor.broker.shared import SharedClient, Times, can_be_shared, like
+from conveyor.broker.shared_aio import AsyncSharedClient, Home
 from conveyor.broker.target import AsyncClient, Client, SyncClient, target_of
 from conveyor.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from redis.connection import AbstractConnection
 
 T = TypeVar("T")
+#: What runs the commands of a process's sync callers.
+RunningClient: TypeAlias = "SyncClient | SharedClient"
 
 #: Seconds until an unanswered connection attempt or command counts as failed.
 TIMEOUT = 2.0
@@ -77,6 +83,11 @@ class Server:
         if target.kind == "embedded":
             path = Path(target.path).expanduser() if target.path else default_directory(module)
             self._embedded = EmbeddedServer(path)
+        self._given = None if isinstance(broker, str) else broker
+        self._given_in = os.getpid()
+        self._home: Home | None = None
+        if isinstance(broker, redis.asyncio.Redis | AsyncRedisCluster):
+            self._home = Home(broker)
         self._client = PerProcess(self._checked_client, _close)
 
     @property
@@ -96,7 +107,7 @@ class Server:
         """Whether keys of different queues may live on different nodes."""
         return self._target.kind == "cluster"
 
-    def client(self) -> SyncClient:
+    def client(self) -> RunningClient:
         """This process's client; made, and the server's version checked, at the first call.
 
         Raises:
@@ -120,6 +131,35 @@ class Server:
             return cast("redis.asyncio.Redis", self._by_sentinels(AsyncSentinel, options))
         return redis.asyncio.Redis(**options)
 
+    def shared_async_client(self) -> AsyncSharedClient | None:
+        """The client that the app was given, if it belongs to the running event loop."""
+        client: Any = self._given
+        if self._home is None or not can_be_shared(client) or not self._home.is_here():
+            return None
+        return AsyncSharedClient(client, self._times, TIMEOUT_OF_SEVERAL)
+
+    def hold(self, key: str, *, blocking: bool) -> tuple[AbstractConnection, Callable[[], object]]:
+        """A connected connection to keep, of a shared client's pool if that has enough of them.
+
+        Args:
+            key: Any key of the queue it will be used for.
+            blocking: Whether it is for calls that block.
+
+        Returns:
+            The connection, and what ends its use.
+
+        Raises:
+            BrokerUnavailable: The server is too old, or the embedded one does not start.
+            redis.RedisError: It cannot be reached.
+        """
+        client = self.client()
+        if isinstance(client, SharedClient):
+            loan = _cluster_call(lambda: client.hold(key, blocking=blocking))
+            if loan is not None:
+                return loan.connection, loan.repay_broken
+        connection: Any = self.connection(key)
+        return connection, connection.disconnect
+
     def connection(self, key: str) -> AbstractConnection:
         """A connected connection of the caller's own to the node that holds `key`.
 
@@ -130,7 +170,10 @@ class Server:
             BrokerUnavailable: The server is too old, or the embedded one does not start.
             redis.RedisError: It cannot be reached.
         """
-        pool: Any = self._node(key).connection_pool
+        client = self.client()
+        if isinstance(client, SharedClient):
+            return _cluster_call(lambda: client.connection(key))
+        pool: Any = self._node(client, key).connection_pool
         options: dict[str, Any] = dict(pool.connection_kwargs)
         for name in ("maint_notifications_config", "himport_registry"):
             options.pop(name, None)
@@ -155,7 +198,9 @@ class Server:
             self._embedded.acquire()
             return
         client = self.client()
-        if isinstance(client, redis.RedisCluster):
+        if isinstance(client, SharedClient):
+            client.refresh()
+        elif isinstance(client, redis.RedisCluster):
             _cluster_call(client.nodes_manager.initialize)
 
     def close(self) -> None:
@@ -166,8 +211,7 @@ class Server:
         if self._embedded is not None:
             self._embedded.release()
 
-    def _node(self, key: str) -> redis.Redis:
-        client: Any = self.client()
+    def _node(self, client: Any, key: str) -> redis.Redis:
         if isinstance(client, redis.Redis):
             return client
         node = _cluster_call(lambda: client.get_node_from_key(key))
@@ -175,16 +219,24 @@ class Server:
             raise ClusterDownError(f"no node serves the slot of {key}")
         return cast("redis.Redis", client.get_redis_connection(node))
 
-    def _checked_client(self) -> SyncClient:
-        client = _cluster_call(self._new_client)
+    def _checked_client(self) -> RunningClient:
+        client: Any = _cluster_call(self._new_client)
         try:
-            _cluster_call(lambda: check_version(client, self.address))
+            check_version(_cluster_call(lambda: client.info("server")), self.address)
         except Exception:
             _close(client)
             raise
-        return client
+        return cast("RunningClient", client)
 
-    def _new_client(self) -> SyncClient:
+    def _new_client(self) -> RunningClient:
+        given = self._given
+        if isinstance(given, redis.Redis | redis.RedisCluster):
+            if os.getpid() == self._given_in and can_be_shared(given):
+                return SharedClient(given, self._times, TIMEOUT_OF_SEVERAL)
+            if isinstance(given, redis.Redis) and self._target.kind == "single":
+                pool = given.connection_pool
+                own = redis.ConnectionPool(pool.connection_class, **like(pool, self._times))
+                return redis.Redis(connection_pool=own)
         options = self._options(Retry(NoBackoff(), 0))
         if self._target.kind == "cluster":
             return cast(
@@ -194,10 +246,15 @@ class Server:
             return cast("redis.Redis", self._by_sentinels(Sentinel, options))
         return redis.Redis(**options)
 
+    @property
+    def _times(self) -> Times:
+        if self.clustered:
+            # A caller that is cut off from a cluster tries its nodes one after another.
+            return Times(TIMEOUT_OF_SEVERAL / 2, TIMEOUT_OF_SEVERAL)
+        return Times(TIMEOUT, TIMEOUT)
+
     def _options(self, retry: Retry | AsyncRetry) -> dict[str, Any]:
-        timeout = TIMEOUT_OF_SEVERAL if self.clustered else TIMEOUT
-        # A caller that is cut off from a cluster tries its nodes one after another.
-        connecting = timeout / 2 if self.clustered else timeout
+        connecting, timeout = self._times
         options: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": connecting}
         options |= {
             **self._target.options,
@@ -221,14 +278,16 @@ class Server:
         return sentinels.master_for(self._target.service, **options)
 
 
-def check_version(client: SyncClient, address: str) -> None:
+def check_version(info: Mapping[str, Any], address: str) -> None:
     """Refuses a server that lacks what the scripts need.
+
+    Args:
+        info: What it, or each node of a cluster, says of itself.
+        address: For the error.
 
     Raises:
         BrokerUnavailable: It is older than Redis 7.0 or Valkey 7.2.
     """
-    untyped: Any = client
-    info = untyped.info("server")
     if "redis_version" not in info and info:
         info = next(iter(info.values()))
     name = "valkey" if "valkey_version" in info else "redis"
@@ -265,7 +324,7 @@ async def close_async(client: AsyncClient) -> None:
         await sentinel.aclose()
 
 
-def _close(client: SyncClient) -> None:
+def _close(client: RunningClient) -> None:
     client.close()
     manager: Any = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
     for sentinel in manager.sentinels if manager else ():

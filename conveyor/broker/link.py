@@ -9,10 +9,11 @@ node: the old one refuses whole scripts until it has, and connecting anew finds 
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import os
 import random
 import selectors
+import socket
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -73,7 +74,9 @@ class Link:
         self._blocking = blocking
         self._patience = _BLOCKED_TIMEOUT if blocking else _REPLY_TIMEOUT
         self._connection: Any = None
+        self._let_go: Callable[[], object] = _nothing
         self._socket: Any = None
+        self._watched: socket.socket | None = None
         self._waiting: deque[tuple[Request, Callable[[Any], None]]] = deque()
         self._current: tuple[Request, Callable[[Any], None]] | None = None
         self._sent_at = 0.0
@@ -126,20 +129,23 @@ class Link:
         self._current = None
         self._drop()
 
-    def fileno(self) -> int:
-        """The socket's descriptor, or -1: children close their copy."""
-        return -1 if self._socket is None else int(self._socket.fileno())
+    def filenos(self) -> list[int]:
+        """The connection's descriptors: children close their copies."""
+        return [] if self._watched is None else [self._watched.fileno(), self._socket.fileno()]
 
     def _connect(self) -> None:
         try:
             if self._lost:
                 self._server.refresh()
-            self._connection = self._server.connection(self._key)
+            self._connection, self._let_go = self._server.hold(self._key, blocking=self._blocking)
+            self._socket = self._connection._sock
+            # A descriptor of our own: should the owner of a shared connection close it, its end is
+            # heard, and its number is not given to something else meanwhile.
+            self._watched = socket.socket(fileno=os.dup(self._socket.fileno()))
         except (redis.RedisError, BrokerUnavailable, OSError) as error:
             self._lose(error)
             return
-        self._socket = self._connection._sock
-        self._selector.register(self._socket, selectors.EVENT_READ, self._on_readable)
+        self._selector.register(self._watched, selectors.EVENT_READ, self._on_readable)
         if self._lost:
             self._say(logging.INFO, "%s is back", self._server.address)
         self._lost = False
@@ -165,6 +171,9 @@ class Link:
             request = (script_source if self._use_source else script_call)(request)
         self._use_source = False
         self._sent_at = time.monotonic()
+        if self._connection._sock is not self._socket:
+            self._lose(redis.ConnectionError("closed by its owner"))
+            return
         try:
             self._connection.send_packed_command(
                 self._connection.pack_command(*request), check_health=False
@@ -175,6 +184,9 @@ class Link:
     def _on_readable(self) -> None:
         if self._connection is None:
             return  # lost in this very turn of the loop, after the selector had named it
+        if self._connection._sock is not self._socket:
+            self._lose(redis.ConnectionError("closed by its owner"))
+            return
         try:
             reply = self._connection.read_response(disable_decoding=True)
         except exceptions.NoScriptError:
@@ -227,9 +239,13 @@ class Link:
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
-        if self._socket is not None:
-            with contextlib.suppress(KeyError, ValueError):  # closed by redis-py on an error
-                self._selector.unregister(self._socket)
-            self._socket = None
+        if self._watched is not None:
+            self._selector.unregister(self._watched)
+            self._watched.close()
+            self._watched = None
         if connection is not None:
-            connection.disconnect()
+            self._let_go()
+
+
+def _nothing() -> None:
+    """What ends the use of no connection."""

@@ -5,8 +5,9 @@
     redis+cluster://host:port,host:port               a cluster (rediss+cluster:// with TLS)
     embedded://[PATH]                                 our own server, started when needed
 
-Options in a URL's query are those of redis-py. Of a client only the same is taken: it stays its
-owner's. Secrets go into `Target.options` and nowhere else; errors have the safe address.
+Options in a URL's query are those of redis-py. Of a client the same is taken, for connections that
+are made like its; how it is shared itself, `shared.py` says. Secrets go into `Target.options` and
+nowhere else; errors have the safe address.
 """
 
 from __future__ import annotations
@@ -209,6 +210,11 @@ def _of_client(client: redis.Redis | redis.asyncio.Redis) -> Target:
 
 
 def _of_sentinel_pool(pool: Any, options: dict[str, Any]) -> Target:
+    if not pool.is_master:
+        raise ConfigurationError(
+            f"broker is a client of replicas of {pool.service_name!r}, which take no tasks:"
+            " use one of Sentinel.master_for()"
+        )
     kinds = [one.connection_pool.connection_kwargs for one in pool.sentinel_manager.sentinels]
     sentinels = tuple((kind["host"], kind["port"]) for kind in kinds)
     hosts = ",".join(f"{host}:{port}" for host, port in sentinels)

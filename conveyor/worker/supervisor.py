@@ -148,8 +148,8 @@ class Supervisor:
         )
 
     def _descriptors(self) -> Iterable[int]:
-        files = [link.fileno() for link in self._links] + [self.selector.fileno()]
-        return [descriptor for descriptor in files if descriptor >= 0]
+        files = [descriptor for link in self._links for descriptor in link.filenos()]
+        return [*files, self.selector.fileno()]
 
     def _open(self) -> None:
         """On a cluster each queue has its own connections, elsewhere all share two."""
