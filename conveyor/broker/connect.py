@@ -236,7 +236,7 @@ class Server:
             if isinstance(given, redis.Redis) and self._target.kind == "single":
                 pool = given.connection_pool
                 own = redis.ConnectionPool(pool.connection_class, **like(pool, self._times))
-                return redis.Redis(connection_pool=own)
+                return redis.Redis.from_pool(own)
         options = self._options(Retry(NoBackoff(), 0))
         if self._target.kind == "cluster":
             return cast(

@@ -322,7 +322,7 @@ def _hurried(pool: Any, seconds: float) -> Any:
         its: Any = sentinel.connection_pool
         options = like(its, Times(time_each, time_each))
         own = redis.ConnectionPool(connection_class=its.connection_class, **options)
-        sentinels.append(redis.Redis(connection_pool=own))
+        sentinels.append(redis.Redis.from_pool(own))
     ours.sentinels = sentinels
     return ours
 

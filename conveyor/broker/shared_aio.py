@@ -190,7 +190,7 @@ def _hurried(pool: Any, seconds: float) -> Any:
             "socket_timeout": time_each,
         }
         own = redis.asyncio.ConnectionPool(connection_class=its.connection_class, **options)
-        sentinels.append(redis.asyncio.Redis(connection_pool=own))
+        sentinels.append(redis.asyncio.Redis.from_pool(own))
     ours.sentinels = sentinels
     return ours
 

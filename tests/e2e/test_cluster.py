@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,8 @@ class TestCalls(CoreCalls):
             yield app
         if isinstance(broker, redis.RedisCluster):
             broker.close()
+        elif isinstance(broker, AsyncRedisCluster):
+            asyncio.run(broker.aclose())
 
 
 def test_three_queues_on_three_nodes(cluster: Cluster) -> None:

@@ -1,0 +1,567 @@
+"""Clients of redis-py that an app shares: whose connections are used, and how they are left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import redis
+import redis.asyncio
+from playing import SOON, Player, run, works
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ConstantBackoff
+from redis.cache import CacheConfig
+from redis.retry import Retry
+from redis.sentinel import Sentinel as SentinelClient
+from servers import LOOPBACK, SERVICE, Cluster, Sentinel, Server, free_port, wait_until
+
+from conveyor import BrokerUnavailable, ConfigurationError, Conveyor, Worker
+from conveyor.orchestrator import Orchestrator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conveyor import Task
+
+#: Seconds within which a caller whose server is down hears of it.
+PROMPT = 5.0
+#: A client that would rather wait than tell.
+PATIENT: dict[str, Any] = {"socket_timeout": 60, "socket_connect_timeout": 60}
+forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+def add(x: int, y: int = 0) -> int:
+    return x + y
+
+
+@pytest.fixture
+def own_server() -> Iterator[Server]:
+    """A server whose clients can be counted."""
+    with Server() as server:
+        yield server
+
+
+@contextmanager
+def sharing(client: Any, name: str = "shared") -> Iterator[tuple[Conveyor, Task[..., int]]]:
+    with Conveyor(name, broker=client) as app:
+        yield app, app.task(add)
+
+
+def ids(server: Server) -> set[str]:
+    """The connections that a server has, but for the one that asks."""
+    listed = server.call("CLIENT", "LIST").splitlines()
+    found = [dict(field.split("=", 1) for field in line.split()) for line in listed]
+    return {one["id"] for one in found if one["cmd"] != "client|list"}
+
+
+def pool_size(client: Any) -> int:
+    """How many connections a client has."""
+    pool = client.connection_pool
+    if isinstance(pool, redis.BlockingConnectionPool):
+        return len(pool._connections)
+    return len(pool._available_connections) + len(pool._in_use_connections)
+
+
+def refusal(call: Callable[[], object]) -> str:
+    began = time.monotonic()
+    with pytest.raises(BrokerUnavailable) as caught:
+        call()
+    assert time.monotonic() - began < PROMPT
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Sync clients
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("decode", [False, True])
+@pytest.mark.parametrize("pool", [redis.ConnectionPool, redis.BlockingConnectionPool])
+def test_calls_go_through_the_clients_own_connections(
+    own_server: Server, pool: Any, decode: bool, protocol: int
+) -> None:
+    its = pool.from_url(own_server.url, decode_responses=decode, protocol=protocol)
+    client = redis.Redis(connection_pool=its)
+    client.set("name", "ü")
+    before = ids(own_server)
+    with sharing(client) as (app, task):
+        result = task.delay(1, 2)
+        assert result.status == "queued"
+        assert [one.status for one in task.map([(n,) for n in range(3)])] == ["queued"] * 3
+        assert app.queues() == ["default"]
+        assert ids(own_server) == before
+        assert client.get("name") == ("ü" if decode else "ü".encode())
+        assert works(app, task)
+    # What the async calls and the wait had is gone, and what the client's own pool has is not.
+    wait_until(lambda: len(ids(own_server)) == pool_size(client), "only the client's connections")
+    assert before <= ids(own_server)
+    assert client.get("name") == ("ü" if decode else "ü".encode())
+    its.disconnect()
+
+
+def test_a_connection_is_given_back_as_it_was(own_server: Server) -> None:
+    retry = Retry(ConstantBackoff(1), 7)
+    client = redis.Redis.from_url(own_server.url, socket_timeout=9, retry=retry)
+    with sharing(client) as (app, task):
+        task.delay(1)  # connects
+        (connection,) = client.connection_pool._available_connections
+        for _ in range(2):
+            assert connection.retry.get_retries() == 7
+            assert connection.socket_timeout == connection._sock.gettimeout() == 9
+            assert connection._parser._socket_timeout == 9
+            assert client.ping()
+            task.delay(1)
+        with pytest.raises(BrokerUnavailable, match="refused a command"):
+            app.client.broker.execute(("HGET", app.client.broker.keys("default").ready("r")[5], ""))
+        assert client.connection_pool._available_connections == [connection]
+        assert connection._sock is not None
+        assert connection.retry.get_retries() == 7
+    client.close()
+
+
+def test_connections_are_of_its_class_and_log_in_its_way(own_server: Server) -> None:
+    class Marked(redis.Connection):
+        """A connection that only its owner could have made."""
+
+        made = 0
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            Marked.made += 1
+            super().__init__(*args, **kwargs)
+
+    class Login(redis.CredentialProvider):
+        asked = 0
+
+        def get_credentials(self) -> tuple[str]:
+            Login.asked += 1
+            return ("s3cr3t",)
+
+    own_server.call("CONFIG", "SET", "requirepass", "s3cr3t")
+    pool = redis.ConnectionPool(
+        Marked, host=LOOPBACK, port=own_server.port, credential_provider=Login()
+    )
+    with sharing(redis.Redis(connection_pool=pool)) as (app, task), Player(app):
+        assert task.delay(1, 2).wait(SOON) == 3
+    # That of the wait is like the client's, and none of its pool.
+    assert Marked.made == Login.asked == pool._created_connections + 1
+    own_server.config["requirepass"] = "s3cr3t"  # for the end of the test
+    pool.disconnect()
+
+
+def test_its_owner_uses_it_meanwhile(own_server: Server) -> None:
+    its = redis.BlockingConnectionPool.from_url(
+        own_server.url, decode_responses=True, max_connections=4
+    )
+    client = redis.Redis(connection_pool=its)
+    with sharing(client) as (app, task), Player(app), ThreadPoolExecutor(8) as pool:
+
+        def own(number: int) -> bool:
+            name = f"own-{number}"
+            for turn in range(100):
+                client.set(name, turn)
+                if client.get(name) != str(turn):
+                    return False
+            return True
+
+        def ours(number: int) -> bool:
+            results = [task.delay(number, turn) for turn in range(50)]
+            return [one.wait(SOON) for one in results] == [number + n for n in range(50)]
+
+        done = [pool.submit(one, n) for n in range(4) for one in (own, ours)]
+        assert all(one.result(SOON) for one in done)
+        assert pool_size(client) <= 4
+    its.disconnect()
+
+
+def test_a_call_that_is_interrupted_leaves_no_reply_behind(own_server: Server) -> None:
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    client = redis.Redis.from_url(own_server.url, decode_responses=True, max_connections=1)
+    client.set("mine", "mine")
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with sharing(client) as (_, task):
+            task.delay(1)
+            own_server.pause()
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(Interrupted):
+                task.delay(2)
+            own_server.resume()
+            assert client.get("mine") == "mine"
+            assert task.delay(3).created
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    client.close()
+
+
+def test_a_connection_with_a_reply_that_nobody_read_is_not_used(own_server: Server) -> None:
+    client = redis.Redis.from_url(own_server.url)
+    with sharing(client) as (_, task):
+        task.delay(1)
+        (connection,) = client.connection_pool._available_connections
+        connection.send_command("PING")
+        wait_until(connection.can_read, "the reply is there")
+        assert task.delay(2).status == "queued"
+    client.close()
+
+
+def test_closing_the_app_leaves_the_client_open(own_server: Server) -> None:
+    client = redis.Redis.from_url(own_server.url)
+    with sharing(client) as (app, task):
+        task.delay(1)
+        before = ids(own_server)
+        app.close()
+        assert ids(own_server) == before
+        assert task.delay(2).created  # and the app can go on
+    client.close()
+
+
+def test_a_client_may_be_closed_by_its_owner_at_any_time(own_server: Server) -> None:
+    client = redis.Redis.from_url(own_server.url)
+    with sharing(client) as (app, task), Player(app):
+        for n in range(3):
+            client.close()
+            assert task.delay(n, 1).wait(SOON) == n + 1
+    client.close()
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+def test_a_pool_that_is_exhausted(own_server: Server, blocking: bool) -> None:
+    pool: Any = redis.BlockingConnectionPool if blocking else redis.ConnectionPool
+    patience = {"timeout": 60} if blocking else {}
+    its = pool.from_url(own_server.url, max_connections=1, **patience)
+    with sharing(redis.Redis(connection_pool=its)) as (_, task):
+        held = its.get_connection()
+        assert refusal(lambda: task.delay(1)) == (
+            f"the client shared for redis://{LOOPBACK}:{own_server.port} has no connection to"
+            " spare: all 1 connections are in use."
+            " Raise its max_connections, or end what holds them"
+        )
+        threading.Timer(0.5, its.release, [held]).start()
+        assert task.delay(1).created
+    its.disconnect()
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+def test_a_patient_client_of_a_server_that_hangs(own_server: Server, blocking: bool) -> None:
+    pool: Any = redis.BlockingConnectionPool if blocking else redis.ConnectionPool
+    retry = Retry(ConstantBackoff(5), 100)
+    its = pool.from_url(own_server.url, retry=retry, **PATIENT)
+    client = redis.Redis(connection_pool=its)
+    with sharing(client) as (_, task):
+        client.ping()
+        own_server.pause()
+        assert "Timeout" in refusal(lambda: task.delay(1))  # on a connection that there was
+        assert "Timeout" in refusal(lambda: task.delay(1))  # on a new one
+        own_server.resume()
+        assert task.delay(2).created
+        own_server.kill()
+        assert "refused" in refusal(lambda: task.delay(3))
+        own_server.restart()
+        assert task.delay(4).created
+    its.disconnect()
+
+
+def test_a_patient_client_of_a_server_that_is_not_there() -> None:
+    retry = Retry(ConstantBackoff(5), 100)
+    client = redis.Redis(port=free_port(), retry=retry, **PATIENT)
+    with sharing(client) as (_, task):
+        assert "refused" in refusal(lambda: task.delay(1))
+    client.close()
+
+
+def test_a_client_that_cannot_be_shared_is_described(own_server: Server) -> None:
+    """One that caches replies, and one that would encode what we send."""
+    url = own_server.url
+    clients = [
+        redis.Redis.from_url(url, protocol=3, cache_config=CacheConfig()),
+        redis.Redis.from_url(url, encoding="utf-16"),
+    ]
+    for number, client in enumerate(clients):
+        with sharing(client, f"described-{number}") as (app, task):
+            assert works(app, task)
+            assert task.options(id="ünïcode").delay(1).task() is not None
+        assert not client.connection_pool._available_connections
+        client.close()
+
+
+def test_a_client_of_replicas_is_refused() -> None:
+    replica = SentinelClient([(LOOPBACK, free_port())]).slave_for("main")
+    with pytest.raises(ConfigurationError) as caught:
+        Conveyor("replica", broker=replica)
+    assert str(caught.value) == (
+        "broker is a client of replicas of 'main', which take no tasks:"
+        " use one of Sentinel.master_for()"
+    )
+
+
+# Processes
+
+
+@forks
+def test_a_fork_has_connections_of_its_own(own_server: Server) -> None:
+    client = redis.Redis.from_url(own_server.url, decode_responses=True)
+    with sharing(client) as (app, task):
+        result = task.delay(1, 2)
+        before = ids(own_server)
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                with Player(app, "child"):
+                    fine = task.options(queue="child").delay(1, 2).wait(SOON) == 3
+                pool = client.connection_pool
+                code = 0 if fine and pool.pid != os.getpid() else 2
+            finally:
+                os._exit(code)
+        while os.waitpid(pid, os.WNOHANG) == (0, 0):
+            assert result.status == "queued"
+        assert before <= ids(own_server)
+        assert client.connection_pool._created_connections == 1
+        assert app.queues() == ["child", "default"] or app.queues() == ["default"]
+    client.close()
+
+
+@forks
+@pytest.mark.parametrize("most", [3, 100])
+def test_a_worker_and_an_orchestrator_on_one_client(own_server: Server, most: int) -> None:
+    client = redis.Redis.from_url(own_server.url, decode_responses=True, max_connections=most)
+    pool = client.connection_pool
+    with sharing(client) as (app, task):
+        worker, orchestrator = Worker(app, concurrency=2), Orchestrator(app)
+        worker.start()
+        try:
+            orchestrator.start()
+            results = [task.delay(n, 1) for n in range(100)]
+            assert [one.wait(SOON) for one in results] == list(range(1, 101))
+            assert task.schedule(1, 2, after=0.1).wait(SOON) == 3
+            held = len(pool._in_use_connections)
+            assert held == 4 if most == 100 else 1 <= held <= 2
+            assert client.set("mine", "1")
+            # A client that its owner closes is opened again.
+            client.close()
+            assert task.delay(1, 2).wait(SOON) == 3
+            assert pool._created_connections <= most
+        finally:
+            worker.shutdown(timeout=SOON)
+            orchestrator.stop()
+        assert not pool._in_use_connections
+        assert client.get("mine") == "1"
+    client.close()
+    wait_until(lambda: not ids(own_server), "no connection is left")
+
+
+# Asyncio clients
+
+
+def async_client(url: str, **options: Any) -> Any:
+    return redis.asyncio.Redis.from_url(url, **options)
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("decode", [False, True])
+@pytest.mark.parametrize(
+    "pool", [redis.asyncio.ConnectionPool, redis.asyncio.BlockingConnectionPool]
+)
+def test_async_calls_go_through_the_clients_own_connections(
+    own_server: Server, pool: Any, decode: bool, protocol: int
+) -> None:
+    async def main() -> None:
+        client = redis.asyncio.Redis(
+            connection_pool=pool.from_url(
+                own_server.url, decode_responses=decode, protocol=protocol, max_connections=3
+            )
+        )
+        await client.set("name", "ü")
+        async with Conveyor("shared", broker=client) as app:
+            task = app.task(add)
+            result = await task.adelay(1, 2)
+            assert await result.astatus() == "queued"
+            assert len(ids(own_server)) == 1
+            many = await asyncio.gather(*(task.adelay(n) for n in range(100)))
+            assert len({one.id for one in many}) == 100
+            assert len(ids(own_server)) == pool_size(client) <= 3
+            assert await client.get("name") == ("ü" if decode else "ü".encode())
+            with Player(app):
+                assert await result == 3
+        assert await client.get("name") == ("ü" if decode else "ü".encode())
+        await client.aclose()
+        await client.connection_pool.disconnect()
+
+    asyncio.run(main())
+    assert not ids(own_server)
+
+
+def test_an_asyncio_client_stays_on_its_loop(own_server: Server) -> None:
+    """Other loops, and sync calls, have connections of their own."""
+
+    async def main() -> None:
+        client = async_client(own_server.url)
+        await client.ping()
+        with sharing(client) as (app, task):
+            await task.adelay(1)
+            assert len(client.connection_pool._available_connections) == 1
+            assert await asyncio.to_thread(lambda: run(app, task.adelay(2))) is not None
+            assert (await asyncio.to_thread(task.delay, 3)).created
+            assert await client.ping()
+            assert len(client.connection_pool._available_connections) == 1
+            await app.aclose()
+            assert await client.ping()
+        await client.aclose()
+
+    asyncio.run(main())
+
+
+def test_an_asyncio_client_serves_one_loop_after_another(own_server: Server) -> None:
+    client = async_client(own_server.url)
+    with sharing(client) as (app, task):
+        for n in range(3):
+            assert run(app, task.adelay(n)).created
+            assert len(client.connection_pool._available_connections) == 1
+    asyncio.run(client.aclose())
+
+
+def test_a_patient_asyncio_client_of_a_server_that_hangs(own_server: Server) -> None:
+    async def main() -> None:
+        retry = AsyncRetry(ConstantBackoff(5), 100)
+        client = async_client(own_server.url, retry=retry, **PATIENT)
+        async with Conveyor("shared", broker=client) as app:
+            task = app.task(add)
+            await task.adelay(1)
+            own_server.pause()
+            assert "Timeout" in await arefusal(task)
+            own_server.kill()
+            assert "Connect call failed" in await arefusal(task)
+            own_server.restart()
+            assert (await task.adelay(2)).created
+            (connection,) = client.connection_pool._available_connections
+            assert connection.retry.get_retries() == 100
+            assert connection.socket_timeout == 60
+        await client.aclose()
+
+    asyncio.run(main())
+
+
+async def arefusal(task: Task[..., int]) -> str:
+    began = time.monotonic()
+    with pytest.raises(BrokerUnavailable) as caught:
+        await task.adelay(1)
+    assert time.monotonic() - began < PROMPT
+    return str(caught.value)
+
+
+def test_an_asyncio_pool_that_is_exhausted(own_server: Server) -> None:
+    async def main() -> None:
+        client = async_client(own_server.url, max_connections=1)
+        async with Conveyor("shared", broker=client) as app:
+            task = app.task(add)
+            held = await client.connection_pool.get_connection()
+            assert "has no connection to spare: all 1 connections are in use" in await arefusal(
+                task
+            )
+            await client.connection_pool.release(held)
+            assert (await task.adelay(1)).created
+        await client.aclose()
+
+    asyncio.run(main())
+
+
+def test_an_async_call_that_is_cancelled_leaves_no_reply_behind(own_server: Server) -> None:
+    async def main() -> None:
+        client = async_client(own_server.url, decode_responses=True, max_connections=1)
+        await client.set("mine", "mine")
+        async with Conveyor("shared", broker=client) as app:
+            task = app.task(add)
+            await task.adelay(1)
+            own_server.pause()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(task.adelay(2), 0.2)
+            own_server.resume()
+            assert await client.get("mine") == "mine"
+            assert (await task.adelay(3)).created
+        await client.aclose()
+
+    asyncio.run(main())
+
+
+# Servers that are several
+
+
+def test_a_cluster_client_and_its_nodes() -> None:
+    with Cluster(nodes=2) as cluster:
+        client: Any = redis.RedisCluster(LOOPBACK, cluster.nodes[0].port, decode_responses=True)
+        with sharing(client) as (app, task):
+            before = [ids(node) for node in cluster.nodes]
+            queues = [f"q{n}" for n in range(20)]
+            results = app.map([task.options(queue=queue).call(1) for queue in queues])
+            assert [one.status for one in results] == ["queued"] * 20
+            for node, own in zip(client.get_primaries(), before, strict=True):
+                pool = node.redis_connection.connection_pool
+                assert pool._created_connections == 1
+                assert len(own) <= 1
+            assert sum(len(ids(node)) for node in cluster.nodes) == 2
+            # A slot that moves is looked for where it went, and found there by its owner too.
+            key = app.client.broker.keys("q0").memory
+            slot = client.keyslot(key)
+            target = next(n for n in cluster.nodes if n is not cluster.node_of_slot(slot))
+            cluster.migrate_slot(slot, target)
+            assert results[0].status == "queued"
+            assert client.get_node_from_key(key).port == target.port
+            assert client.set("mine", "1")
+        client.close()
+
+
+def test_a_patient_cluster_client_of_nodes_that_hang() -> None:
+    retry = Retry(ConstantBackoff(5), 100)
+    with Cluster(nodes=2) as cluster:
+        client: Any = redis.RedisCluster(LOOPBACK, cluster.nodes[0].port, retry=retry, **PATIENT)
+        with sharing(client) as (_, task):
+            task.delay(1)
+            for node in cluster.nodes:
+                node.pause()
+            assert "Timeout" in refusal(lambda: task.delay(1))
+            for node in cluster.nodes:
+                node.resume()
+            wait_until(lambda: not refused(task), "answers again", seconds=SOON)
+        client.close()
+
+
+def refused(task: Task[..., int]) -> bool:
+    try:
+        task.delay(1)
+    except BrokerUnavailable:
+        return True
+    return False
+
+
+def test_a_sentinel_client_follows_its_primary() -> None:
+    """Though the first sentinel is dead, and the client would try it for long."""
+    with Sentinel() as servers:
+        hosts = [(LOOPBACK, one.port) for one in servers.sentinels]
+        patient = {"retry": Retry(ConstantBackoff(5), 100), **PATIENT}
+        manager: Any = SentinelClient(hosts, sentinel_kwargs=patient)
+        client = manager.master_for(SERVICE, **patient)
+        with sharing(client) as (_, task):
+            servers.sentinels[0].kill()
+            assert task.delay(1).created
+            assert client.connection_pool._created_connections == 1
+            servers.failover()
+            assert task.delay(2).created
+            assert client.connection_pool._created_connections == 1
+            for one in (*servers.sentinels[1:], *servers.servers):
+                if one.alive:
+                    one.kill()
+            assert "No master found" in refusal(lambda: task.delay(3))
+        client.close()
+        manager.close()
