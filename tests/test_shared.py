@@ -334,32 +334,62 @@ def test_a_fork_has_connections_of_its_own(own_server: Server) -> None:
 
 
 @forks
-@pytest.mark.parametrize("most", [3, 100])
-def test_a_worker_and_an_orchestrator_on_one_client(own_server: Server, most: int) -> None:
-    client = redis.Redis.from_url(own_server.url, decode_responses=True, max_connections=most)
-    pool = client.connection_pool
-    with sharing(client) as (app, task):
-        worker, orchestrator = Worker(app, concurrency=2), Orchestrator(app)
-        worker.start()
-        try:
-            orchestrator.start()
-            results = [task.delay(n, 1) for n in range(100)]
-            assert [one.wait(SOON) for one in results] == list(range(1, 101))
-            assert task.schedule(1, 2, after=0.1).wait(SOON) == 3
-            held = len(pool._in_use_connections)
-            assert held == 4 if most == 100 else 1 <= held <= 2
-            assert client.set("mine", "1")
-            # A client that its owner closes is opened again.
-            client.close()
-            assert task.delay(1, 2).wait(SOON) == 3
-            assert pool._created_connections <= most
-        finally:
-            worker.shutdown(timeout=SOON)
-            orchestrator.stop()
-        assert not pool._in_use_connections
-        assert client.get("mine") == "1"
-    client.close()
+@pytest.mark.parametrize(
+    ("kind", "most"),
+    [(redis.ConnectionPool, 3), (redis.BlockingConnectionPool, 3), (redis.ConnectionPool, 100)],
+)
+def test_a_worker_and_an_orchestrator_on_one_client(
+    own_server: Server, kind: Any, most: int
+) -> None:
+    pool = kind.from_url(own_server.url, decode_responses=True, max_connections=most)
+    client = redis.Redis(connection_pool=pool)
+    with sharing(client) as (app, task), working(app):
+        results = [task.delay(n, 1) for n in range(100)]
+        assert [one.wait(SOON) for one in results] == list(range(1, 101))
+        assert task.schedule(1, 2, after=0.1).wait(SOON) == 3
+        # One that does not block for each of them, one that does if there are many, and a spare.
+        wait_until(lambda: held(pool) == 4 if most == 100 else 1 <= held(pool) <= 2, "as many held")
+        assert client.set("mine", "1")
+        # A child has connections of its own.
+        assert app.result(app.task(relay).delay().wait(SOON)).wait(SOON) == 3
+        # A client that its owner closes is opened again.
+        pool.disconnect()
+        assert task.delay(1, 2).wait(SOON) == 3
+        assert pool_size(client) <= most
+    assert held(pool) == 0
+    assert client.get("mine") == "1"
+    pool.disconnect()
     wait_until(lambda: not ids(own_server), "no connection is left")
+
+
+def relay() -> str:
+    app = _apps[-1]
+    return app.tasks[f"{__name__}.add"].call(1, 2).delay().id
+
+
+def held(pool: Any) -> int:
+    """How many of a pool's connections are lent."""
+    if isinstance(pool, redis.BlockingConnectionPool):
+        return len(set(pool._connections) - {one for one in pool.pool.queue if one})
+    return len(pool._in_use_connections)
+
+
+_apps: list[Conveyor] = []
+
+
+@contextmanager
+def working(app: Conveyor) -> Iterator[None]:
+    """A worker and an orchestrator of this very app, in this very process."""
+    app.task(relay)
+    _apps.append(app)
+    worker, orchestrator = Worker(app, concurrency=2), Orchestrator(app)
+    worker.start()
+    try:
+        orchestrator.start()
+        yield
+    finally:
+        worker.shutdown(timeout=SOON)
+        orchestrator.stop()
 
 
 # Asyncio clients
@@ -564,4 +594,43 @@ def test_a_sentinel_client_follows_its_primary() -> None:
                     one.kill()
             assert "No master found" in refusal(lambda: task.delay(3))
         client.close()
-        manager.close()
+        for one in manager.sentinels:
+            one.close()
+
+
+@forks
+def test_a_worker_on_a_sentinel_client() -> None:
+    with Sentinel() as servers:
+        hosts = [(LOOPBACK, one.port) for one in servers.sentinels]
+        manager: Any = SentinelClient(hosts)
+        client = manager.master_for(SERVICE, decode_responses=True)
+        with sharing(client) as (app, task), working(app):
+            assert task.delay(1, 2).wait(SOON) == 3
+            wait_until(lambda: held(client.connection_pool) == 4, "as many held")
+            servers.failover()
+            assert task.delay(2, 2).wait(SOON) == 4
+            assert client.set("mine", "1")
+            wait_until(lambda: held(client.connection_pool) == 4, "as many held")
+        client.close()
+        for one in manager.sentinels:
+            one.close()
+
+
+@forks
+def test_a_worker_on_a_cluster_client() -> None:
+    with Cluster(nodes=2) as cluster:
+        client: Any = redis.RedisCluster(LOOPBACK, cluster.nodes[0].port, decode_responses=True)
+        with sharing(client) as (app, task), working(app):
+            assert task.delay(1, 2).wait(SOON) == 3
+            key = app.client.broker.keys("default").memory
+            node = client.get_node_from_key(key)
+            wait_until(lambda: held(node.redis_connection.connection_pool) == 4, "as many held")
+            target = next(one for one in cluster.nodes if one.port != node.port)
+            cluster.migrate_slot(client.keyslot(key), target)
+            assert task.delay(2, 2).wait(SOON) == 4
+            pool = client.get_node_from_key(key).redis_connection.connection_pool
+            assert pool is not node.redis_connection.connection_pool
+            # All but the orchestrator's link that has nothing to ask.
+            wait_until(lambda: held(pool) >= 3, "as many held")
+            assert client.set("mine", "1")
+        client.close()

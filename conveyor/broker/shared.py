@@ -234,7 +234,9 @@ class SharedClient:
                     return self._ask(self._pool_of(self._node(call)), call)
                 return self._ask(self._pool_of(asked), call, first=("ASKING",))
             except MovedError as error:
-                self._client.nodes_manager.move_slot(error)
+                manager = self._client.nodes_manager
+                # The same by its name before redis-py 7.
+                (getattr(manager, "move_slot", None) or manager.update_moved_exception)(error)
                 asked = None
             except AskError as error:
                 place: Any = error

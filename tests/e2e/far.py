@@ -166,7 +166,7 @@ class Rush:
     """Sync and async callers that send without end, and waits for tasks that run meanwhile.
 
     Args:
-        url: Of the servers.
+        broker: The URL of the servers, or a client to share.
         namespace: Whose queue "default".
         long: Seconds that a task takes which runs from the beginning.
 
@@ -174,9 +174,9 @@ class Rush:
         app: The sync callers' app.
     """
 
-    def __init__(self, url: str, namespace: str, *, long: float = 3 * STALL) -> None:
-        self.app = far_app(url, namespace)
-        self._url = url
+    def __init__(self, broker: Any, namespace: str, *, long: float = 3 * STALL) -> None:
+        self.app = far_app(broker, namespace)
+        self._broker = broker
         self._refused = 0
         self._numbers = count()
         self._sent: list[tuple[str, int]] = []
@@ -259,7 +259,7 @@ class Rush:
                     self._refused += 1
 
     async def _aproduce(self) -> None:
-        async with far_app(self._url, self.app.namespace) as app:
+        async with far_app(self._broker, self.app.namespace) as app:
             while not self._stopping.is_set():
                 await asyncio.sleep(_BETWEEN)
                 with self._turns[1]:
@@ -273,7 +273,7 @@ class Rush:
         async def ended(nap: str) -> None:
             await app.result(nap)
 
-        async with far_app(self._url, self.app.namespace) as app, asyncio.timeout(DEADLINE):
+        async with far_app(self._broker, self.app.namespace) as app, asyncio.timeout(DEADLINE):
             await asyncio.gather(*(ended(nap.id) for nap in self._naps))
 
 

@@ -99,6 +99,23 @@ def test_a_slot_moves_in_mid_run(cluster: Cluster, *, atomic: bool) -> None:
         rush.check()
 
 
+@pytest.mark.parametrize("kind", [redis.RedisCluster, AsyncRedisCluster])
+def test_a_slot_moves_for_a_shared_client(cluster: Cluster, kind: Any) -> None:
+    namespace = f"moving-{kind.__module__}"
+    slot = _slot(namespace)
+    target = next(node for node in cluster.nodes if node is not cluster.node_of_slot(slot))
+    client = kind(LOOPBACK, cluster.nodes[0].port)
+    with FarWorker(cluster.url, namespace, ["default"]):
+        with Rush(client, namespace, long=1) as rush:
+            cluster.migrate_slot(slot, target)
+            rush.go_on()
+        rush.check()
+    if kind is AsyncRedisCluster:
+        asyncio.run(client.aclose())
+    else:
+        client.close()
+
+
 def test_a_slot_moves_slowly(cluster: Cluster) -> None:
     """It is half on either node for longer than callers are patient and leases last."""
     slot = _slot("slow")
@@ -146,6 +163,28 @@ def test_a_primary_dies_in_mid_run() -> None:
             )
             rush.go_on()
         rush.check()
+
+
+def test_a_primary_hangs_for_a_shared_client() -> None:
+    with Cluster(replicas=1) as cluster, FarWorker(_url(cluster), "hanging", ["default"]):
+        slot = _slot("hanging")
+        primary = cluster.node_of_slot(slot)
+        client: Any = redis.RedisCluster(LOOPBACK, cluster.nodes[0].port)
+        with Rush(client, "hanging") as rush:
+            with rush.pause():
+                replicate(primary, rush.app, "default")
+                primary.pause()
+            other = next(node for node in cluster.nodes if node is not primary)
+            wait_until(
+                lambda: cluster._port_of(slot, other) != primary.port,
+                "a replica took over",
+                seconds=DEADLINE,
+            )
+            rush.go_on()
+            rush.end_waits()
+            primary.resume()
+        rush.check()
+        client.close()
 
 
 def test_all_nodes_are_down() -> None:

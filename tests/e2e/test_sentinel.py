@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -95,6 +96,22 @@ def test_another_primary_in_mid_run(harm: Callable[[Sentinel, Rush], None]) -> N
         with Rush(servers.url, "another") as rush:
             harm(servers, rush)
         rush.check()
+
+
+@pytest.mark.parametrize("kind", [SentinelClient, AsyncSentinelClient])
+def test_another_primary_for_a_shared_client(kind: Any) -> None:
+    with Sentinel() as servers, FarWorker(servers.url, "another", ["default"]):
+        manager = kind([(LOOPBACK, one.port) for one in servers.sentinels])
+        client = manager.master_for(SERVICE)
+        with Rush(client, "another") as rush:
+            _kill(servers, rush)
+        rush.check()
+        if kind is AsyncSentinelClient:
+            asyncio.run(client.aclose())
+            return
+        client.close()
+        for one in manager.sentinels:
+            one.close()
 
 
 def test_all_servers_are_down() -> None:
