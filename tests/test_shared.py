@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -329,7 +330,6 @@ def test_a_fork_has_connections_of_its_own(own_server: Server) -> None:
             assert result.status == "queued"
         assert before <= ids(own_server)
         assert client.connection_pool._created_connections == 1
-        assert app.queues() == ["child", "default"] or app.queues() == ["default"]
     client.close()
 
 
@@ -390,6 +390,23 @@ def working(app: Conveyor) -> Iterator[None]:
     finally:
         worker.shutdown(timeout=SOON)
         orchestrator.stop()
+
+
+def test_what_is_being_connected_when_it_ends_is_given_back(own_server: Server) -> None:
+    client = redis.Redis.from_url(own_server.url)
+    with sharing(client) as (app, _):
+        orchestrator = Orchestrator(app)
+        orchestrator.start()
+        wait_until(lambda: held(client.connection_pool) == 2, "it has begun")
+        own_server.kill()
+        with socket.create_server((LOOPBACK, own_server.port)) as mute:
+            mute.settimeout(SOON)
+            with mute.accept()[0]:
+                orchestrator.stop()
+        wait_until(lambda: held(client.connection_pool) == 0, "given back")
+        own_server.restart()
+        assert client.ping()
+    client.close()
 
 
 # Asyncio clients

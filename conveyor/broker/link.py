@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import redis
 from redis import exceptions
 
+from conveyor.broker.attempt import Attempt
 from conveyor.broker.broker import script_call, script_source, unavailable
 from conveyor.broker.commands import Command
 from conveyor.broker.connect import TRANSIENT
@@ -35,6 +36,8 @@ log = logging.getLogger("conveyor.link")
 
 #: What is sent: a command of a script, or a plain server command.
 Request: TypeAlias = "Command[Any] | tuple[Any, ...]"
+#: A connection, and what ends its use.
+_Held: TypeAlias = "tuple[Any, Callable[[], object]]"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 #: The slot is on another node, or on its way there: connect anew until that is settled.
 _MOVING = (exceptions.MovedError, exceptions.AskError, exceptions.TryAgainError)
@@ -44,6 +47,8 @@ _SCRIPT = "@user_script"
 #: Seconds after which a reply that did not come means a dead connection: to an ordinary call, and
 #: to one that blocks, which takes a few by itself.
 _REPLY_TIMEOUT, _BLOCKED_TIMEOUT = 5.0, 10.0
+#: Seconds after which a reply is not counted on any more.
+_LATE = 0.5
 
 
 class Link:
@@ -77,6 +82,7 @@ class Link:
         self._let_go: Callable[[], object] = _nothing
         self._socket: Any = None
         self._watched: socket.socket | None = None
+        self._attempt: Attempt[_Held] | None = None
         self._waiting: deque[tuple[Request, Callable[[Any], None]]] = deque()
         self._current: tuple[Request, Callable[[Any], None]] | None = None
         self._sent_at = 0.0
@@ -95,6 +101,11 @@ class Link:
         """Whether the server can be reached, as far as is known."""
         return self._connection is not None
 
+    def is_prompt(self, now: float) -> bool:
+        """Whether the server can be reached, and owes no reply that it should have given by now."""
+        late = self._current is not None and now > self._sent_at + _LATE
+        return self._connection is not None and not late
+
     def send(self, request: Request, callback: Callable[[Any], None]) -> None:
         """Sends when it is this call's turn; the callback gets the answer."""
         self._waiting.append((request, callback))
@@ -107,13 +118,13 @@ class Link:
     def deadline(self) -> float | None:
         """When `tick` has something to do next, on the monotonic clock."""
         if self._connection is None:
-            return self._retry_at
+            return self._retry_at if self._attempt is None else None
         return None if self._current is None else self._sent_at + self._patience
 
     def tick(self, now: float) -> None:
         """Connects when it is time to, and gives up on a connection that went silent."""
         if self._connection is None:
-            if now >= self._retry_at:
+            if now >= self._retry_at and self._attempt is None:
                 self._connect()
         elif self._current is not None and now >= self._sent_at + self._patience:
             self._lose(redis.TimeoutError(f"no reply within {self._patience:.0f} s"))
@@ -127,6 +138,9 @@ class Link:
         """Closes the connection; nothing more is sent."""
         self._waiting.clear()
         self._current = None
+        if self._attempt is not None:
+            self._attempt.abandon(lambda held: held[1]())
+            self._attempt = None
         self._drop()
 
     def filenos(self) -> list[int]:
@@ -134,11 +148,28 @@ class Link:
         return [] if self._watched is None else [self._watched.fileno(), self._socket.fileno()]
 
     def _connect(self) -> None:
+        """Connects: at once the first time, when nothing depends on the loop, then beside it."""
+        if self._lost:
+            self._attempt = Attempt(self._hold, self._selector, self._on_attempt)
+        else:
+            self._take_up(self._hold)
+
+    def _on_attempt(self) -> None:
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            self._take_up(attempt.result)
+
+    def _hold(self) -> _Held:
+        if self._lost:
+            self._server.refresh()
+        return self._server.hold(self._key, blocking=self._blocking)
+
+    def _take_up(self, connect: Callable[[], _Held]) -> None:
         try:
-            if self._lost:
-                self._server.refresh()
-            self._connection, self._let_go = self._server.hold(self._key, blocking=self._blocking)
+            self._connection, self._let_go = connect()
             self._socket = self._connection._sock
+            if self._socket is None:
+                raise redis.ConnectionError("closed by its owner")
             # A descriptor of our own: should the owner of a shared connection close it, its end is
             # heard, and its number is not given to something else meanwhile.
             self._watched = socket.socket(fileno=os.dup(self._socket.fileno()))

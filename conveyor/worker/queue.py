@@ -44,6 +44,7 @@ class WorkerQueue:
         self.limited = self.held_back = False
         self.rings = 0
         self.calls = 0
+        self.asked: Mapping[str, int] = {}
         self.pending: deque[tuple[Job, Settlement]] = deque()
         self.rests_until = 0.0
         self._one_by_one = 0
@@ -99,6 +100,11 @@ class WorkerQueue:
         if len(batch) > 1:
             self.pending.extendleft(reversed(batch))
             self._one_by_one = len(batch)
+
+
+def unheard(queues: Sequence[WorkerQueue], lane: str, now: float) -> int:
+    """How many tasks were claimed from servers that do not answer: others may have some."""
+    return sum(queue.asked.get(lane, 0) for queue in queues if not queue.link.is_prompt(now))
 
 
 class Exchange(NamedTuple):

@@ -31,7 +31,7 @@ from conveyor.worker.frames import Outcome, OutcomeFrame
 from conveyor.worker.holdings import Holdings
 from conveyor.worker.job import ASYNC, SYNC, Job
 from conveyor.worker.pool import SHORT_RUN, Death, Pool
-from conveyor.worker.queue import Bell, Exchange, WorkerQueue
+from conveyor.worker.queue import Bell, Exchange, WorkerQueue, unheard
 from conveyor.worker.reports import report_death, report_outcome, report_refused
 from conveyor.worker.runner import CANCELLED, TIMED_OUT
 from conveyor.worker.window import Window
@@ -318,6 +318,8 @@ class Supervisor:
         slots = self.plan.concurrency * (width if lane == SYNC else 1)
         more = self._windows[lane].ahead(slots) if ahead else 0
         held = len(self._held.waiting[lane]) - self._pool.suspects[lane] + self._claiming[lane]
+        if len(self._bells) > 1:
+            held -= unheard(self._queues, lane, time.monotonic())
         return max(0, min(BATCH, room + more - held))
 
     def _async_width(self) -> int:
@@ -341,6 +343,7 @@ class Supervisor:
         if not batch and not any(asked.values()):
             return
         queue.calls += 1
+        queue.asked = asked
         self._exchanges += 1
         for lane, want in asked.items():
             self._claiming[lane] += want
@@ -377,6 +380,7 @@ class Supervisor:
 
     def _on_settled(self, exchange: Exchange, answer: Settled | None) -> None:
         queue = exchange.queue
+        queue.asked = {}
         self._exchanges -= 1
         for lane, want in exchange.asked.items():
             self._claiming[lane] -= want

@@ -165,6 +165,28 @@ def test_a_primary_dies_in_mid_run() -> None:
         rush.check()
 
 
+def test_queues_on_other_nodes_go_on_while_one_hangs() -> None:
+    """Connecting anew, which takes seconds then, holds up no lease, and no claim either."""
+    with Cluster() as cluster:
+        for node in cluster.nodes:
+            node.call("CONFIG", "SET", "cluster-node-timeout", 60_000)  # they hang unnoticed
+        queues = _queues_on_each(cluster, "beside")
+        with FarWorker(_url(cluster), "beside", queues), far_app(_url(cluster), "beside") as app:
+            healthy, *others = queues
+            nap = app.tasks["nap"].options(queue=healthy)
+            long = nap.call(8 * STALL).delay()
+            wait_until(lambda: long.status is TaskStatus.PROCESSING, "it runs", seconds=DEADLINE)
+            for queue in others:
+                cluster.node_of_slot(_slot("beside", queue)).pause()
+            try:
+                while long.status is TaskStatus.PROCESSING:
+                    assert nap.call(0).delay().wait(DEADLINE) == 0
+                assert runs(long) == (1, 0)
+            finally:
+                for node in cluster.nodes:
+                    node.resume()
+
+
 def test_a_primary_hangs_for_a_shared_client() -> None:
     with Cluster(replicas=1) as cluster, FarWorker(_url(cluster), "hanging", ["default"]):
         slot = _slot("hanging")
