@@ -403,7 +403,7 @@ def test_what_is_being_connected_when_it_ends_is_given_back(own_server: Server) 
             mute.settimeout(SOON)
             with mute.accept()[0]:
                 orchestrator.stop()
-        wait_until(lambda: held(client.connection_pool) == 0, "given back")
+        assert held(client.connection_pool) == 0
         own_server.restart()
         assert client.ping()
     client.close()

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: Most seconds for which an abandoned attempt is waited for.
+PATIENCE = 5.0
+
 
 class Attempt(Generic[T]):
     """A call that is under way.
@@ -37,7 +40,8 @@ class Attempt(Generic[T]):
         self._future: Future[T] = Future()
         self._near, self._far = socket.socketpair()
         selector.register(self._near, selectors.EVENT_READ, done)
-        threading.Thread(target=self._run, name="conveyor-connect", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="conveyor-connect", daemon=True)
+        self._thread.start()
 
     def result(self) -> T:
         """What the call returned, once it has ended; what it raised is raised."""
@@ -45,7 +49,7 @@ class Attempt(Generic[T]):
         return self._future.result()
 
     def abandon(self, undo: Callable[[T], object]) -> None:
-        """Cares no more; what the call returns, then or by now, is undone."""
+        """Cares no more: what the call returns is undone. Waits a while for that."""
 
         def end(future: Future[T]) -> None:
             if future.exception() is None:
@@ -53,6 +57,7 @@ class Attempt(Generic[T]):
 
         self._close()
         self._future.add_done_callback(end)
+        self._thread.join(PATIENCE)
 
     def _close(self) -> None:
         self._selector.unregister(self._near)
