@@ -206,6 +206,36 @@ def test_a_call_that_is_interrupted_leaves_no_reply_behind(own_server: Server) -
     client.close()
 
 
+def test_nor_does_one_that_is_interrupted_before_it_reads(own_server: Server) -> None:
+    class Interrupted(BaseException):
+        pass
+
+    class Interruptible(redis.Connection):
+        interrupts = False
+
+        def read_response(self, *args: Any, **kwargs: Any) -> Any:
+            if self.interrupts:
+                raise Interrupted
+            return super().read_response(*args, **kwargs)
+
+    pool: Any = redis.ConnectionPool(
+        Interruptible, host=LOOPBACK, port=own_server.port, max_connections=1
+    )
+    client = redis.Redis(connection_pool=pool)
+    client.set("mine", "mine")
+    with sharing(client) as (_, task):
+        task.delay(1)
+        Interruptible.interrupts = True
+        with pytest.raises(Interrupted):
+            task.delay(2)
+        Interruptible.interrupts = False
+        (connection,) = pool._available_connections
+        assert connection._sock is None
+        assert client.get("mine") == b"mine"
+        assert task.delay(3).created
+    pool.disconnect()
+
+
 def test_a_connection_with_a_reply_that_nobody_read_is_not_used(own_server: Server) -> None:
     client = redis.Redis.from_url(own_server.url)
     with sharing(client) as (_, task):
