@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
 import redis.asyncio
-from playing import SOON, Player, run, works
-from redis.asyncio.retry import Retry as AsyncRetry
+from playing import SOON, Player, works
 from redis.backoff import ConstantBackoff
 from redis.cache import CacheConfig
 from redis.retry import Retry
 from redis.sentinel import Sentinel as SentinelClient
-from servers import LOOPBACK, SERVICE, Cluster, Sentinel, Server, free_port, wait_until
+from servers import LOOPBACK, Server, free_port, wait_until
+from sharing import PATIENT, forks, held, ids, pool_size, refusal, relay, sharing, working
 
-from conveyor import BrokerUnavailable, ConfigurationError, Conveyor, Worker
+from conveyor import BrokerUnavailable, ConfigurationError, Conveyor
 from conveyor.orchestrator import Orchestrator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from conveyor import Task
-
-#: Seconds within which a caller whose server is down hears of it.
-PROMPT = 5.0
-#: A client that would rather wait than tell.
-PATIENT: dict[str, Any] = {"socket_timeout": 60, "socket_connect_timeout": 60}
-forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
-
-def add(x: int, y: int = 0) -> int:
-    return x + y
+    from collections.abc import Iterator
 
 
 @pytest.fixture
@@ -47,36 +32,6 @@ def own_server() -> Iterator[Server]:
     """A server whose clients can be counted."""
     with Server() as server:
         yield server
-
-
-@contextmanager
-def sharing(client: Any, name: str = "shared") -> Iterator[tuple[Conveyor, Task[..., int]]]:
-    with Conveyor(name, broker=client) as app:
-        yield app, app.task(add)
-
-
-def ids(server: Server) -> set[str]:
-    """The connections that a server has, but for the one that asks."""
-    listed = server.call("CLIENT", "LIST").splitlines()
-    found = [dict(field.split("=", 1) for field in line.split()) for line in listed]
-    return {one["id"] for one in found if one["cmd"] != "client|list"}
-
-
-def pool_size(client: Any) -> int:
-    """How many connections a client has."""
-    pool = client.connection_pool
-    if isinstance(pool, redis.BlockingConnectionPool):
-        return len(pool._connections)
-    return len(pool._available_connections) + len(pool._in_use_connections)
-
-
-def refusal(call: Callable[[], object]) -> str:
-    began = time.monotonic()
-    with pytest.raises(BrokerUnavailable) as caught:
-        call()
-    assert time.monotonic() - began < PROMPT
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # Sync clients
@@ -392,36 +347,6 @@ def test_a_worker_and_an_orchestrator_on_one_client(
     wait_until(lambda: not ids(own_server), "no connection is left")
 
 
-def relay() -> str:
-    app = _apps[-1]
-    return app.tasks[f"{__name__}.add"].call(1, 2).delay().id
-
-
-def held(pool: Any) -> int:
-    """How many of a pool's connections are lent."""
-    if isinstance(pool, redis.BlockingConnectionPool):
-        return len(set(pool._connections) - {one for one in pool.pool.queue if one})
-    return len(pool._in_use_connections)
-
-
-_apps: list[Conveyor] = []
-
-
-@contextmanager
-def working(app: Conveyor) -> Iterator[None]:
-    """A worker and an orchestrator of this very app, in this very process."""
-    app.task(relay)
-    _apps.append(app)
-    worker, orchestrator = Worker(app, concurrency=2), Orchestrator(app)
-    worker.start()
-    try:
-        orchestrator.start()
-        yield
-    finally:
-        worker.shutdown(timeout=SOON)
-        orchestrator.stop()
-
-
 def test_what_is_being_connected_when_it_ends_is_given_back(own_server: Server) -> None:
     client = redis.Redis.from_url(own_server.url)
     with sharing(client) as (app, _):
@@ -437,247 +362,3 @@ def test_what_is_being_connected_when_it_ends_is_given_back(own_server: Server) 
         own_server.restart()
         assert client.ping()
     client.close()
-
-
-# Asyncio clients
-
-
-def async_client(url: str, **options: Any) -> Any:
-    return redis.asyncio.Redis.from_url(url, **options)
-
-
-@pytest.mark.parametrize("protocol", [2, 3])
-@pytest.mark.parametrize("decode", [False, True])
-@pytest.mark.parametrize(
-    "pool", [redis.asyncio.ConnectionPool, redis.asyncio.BlockingConnectionPool]
-)
-def test_async_calls_go_through_the_clients_own_connections(
-    own_server: Server, pool: Any, decode: bool, protocol: int
-) -> None:
-    async def main() -> None:
-        client = redis.asyncio.Redis(
-            connection_pool=pool.from_url(
-                own_server.url, decode_responses=decode, protocol=protocol, max_connections=3
-            )
-        )
-        await client.set("name", "ü")
-        async with Conveyor("shared", broker=client) as app:
-            task = app.task(add)
-            result = await task.adelay(1, 2)
-            assert await result.astatus() == "queued"
-            assert len(ids(own_server)) == 1
-            many = await asyncio.gather(*(task.adelay(n) for n in range(100)))
-            assert len({one.id for one in many}) == 100
-            assert len(ids(own_server)) == pool_size(client) <= 3
-            assert await client.get("name") == ("ü" if decode else "ü".encode())
-            with Player(app):
-                assert await result == 3
-        assert await client.get("name") == ("ü" if decode else "ü".encode())
-        await client.aclose()
-        await client.connection_pool.disconnect()
-
-    asyncio.run(main())
-    assert not ids(own_server)
-
-
-def test_an_asyncio_client_stays_on_its_loop(own_server: Server) -> None:
-    """Other loops, and sync calls, have connections of their own."""
-
-    async def main() -> None:
-        client = async_client(own_server.url)
-        await client.ping()
-        with sharing(client) as (app, task):
-            await task.adelay(1)
-            assert len(client.connection_pool._available_connections) == 1
-            assert await asyncio.to_thread(lambda: run(app, task.adelay(2))) is not None
-            assert (await asyncio.to_thread(task.delay, 3)).created
-            assert await client.ping()
-            assert len(client.connection_pool._available_connections) == 1
-            await app.aclose()
-            assert await client.ping()
-        await client.aclose()
-
-    asyncio.run(main())
-
-
-def test_an_asyncio_client_serves_one_loop_after_another(own_server: Server) -> None:
-    client = async_client(own_server.url)
-    with sharing(client) as (app, task):
-        for n in range(3):
-            assert run(app, task.adelay(n)).created
-            assert len(client.connection_pool._available_connections) == 1
-    asyncio.run(client.aclose())
-
-
-def test_a_patient_asyncio_client_of_a_server_that_hangs(own_server: Server) -> None:
-    async def main() -> None:
-        retry = AsyncRetry(ConstantBackoff(5), 100)
-        client = async_client(own_server.url, retry=retry, **PATIENT)
-        async with Conveyor("shared", broker=client) as app:
-            task = app.task(add)
-            await task.adelay(1)
-            own_server.pause()
-            assert "Timeout" in await arefusal(task)
-            own_server.kill()
-            assert "Connect call failed" in await arefusal(task)
-            own_server.restart()
-            assert (await task.adelay(2)).created
-            (connection,) = client.connection_pool._available_connections
-            assert connection.retry.get_retries() == 100
-            assert connection.socket_timeout == 60
-        await client.aclose()
-
-    asyncio.run(main())
-
-
-async def arefusal(task: Task[..., int]) -> str:
-    began = time.monotonic()
-    with pytest.raises(BrokerUnavailable) as caught:
-        await task.adelay(1)
-    assert time.monotonic() - began < PROMPT
-    return str(caught.value)
-
-
-def test_an_asyncio_pool_that_is_exhausted(own_server: Server) -> None:
-    async def main() -> None:
-        client = async_client(own_server.url, max_connections=1)
-        async with Conveyor("shared", broker=client) as app:
-            task = app.task(add)
-            held = await client.connection_pool.get_connection()
-            assert "has no connection to spare: all 1 connections are in use" in await arefusal(
-                task
-            )
-            await client.connection_pool.release(held)
-            assert (await task.adelay(1)).created
-        await client.aclose()
-
-    asyncio.run(main())
-
-
-def test_an_async_call_that_is_cancelled_leaves_no_reply_behind(own_server: Server) -> None:
-    async def main() -> None:
-        client = async_client(own_server.url, decode_responses=True, max_connections=1)
-        await client.set("mine", "mine")
-        async with Conveyor("shared", broker=client) as app:
-            task = app.task(add)
-            await task.adelay(1)
-            own_server.pause()
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(task.adelay(2), 0.2)
-            own_server.resume()
-            assert await client.get("mine") == "mine"
-            assert (await task.adelay(3)).created
-        await client.aclose()
-
-    asyncio.run(main())
-
-
-# Servers that are several
-
-
-def test_a_cluster_client_and_its_nodes() -> None:
-    with Cluster(nodes=2) as cluster:
-        client: Any = redis.RedisCluster(LOOPBACK, cluster.nodes[0].port, decode_responses=True)
-        with sharing(client) as (app, task):
-            before = [ids(node) for node in cluster.nodes]
-            queues = [f"q{n}" for n in range(20)]
-            results = app.map([task.options(queue=queue).call(1) for queue in queues])
-            assert [one.status for one in results] == ["queued"] * 20
-            for node, own in zip(client.get_primaries(), before, strict=True):
-                pool = node.redis_connection.connection_pool
-                assert pool._created_connections == 1
-                assert len(own) <= 1
-            assert sum(len(ids(node)) for node in cluster.nodes) == 2
-            # A slot that moves is looked for where it went, and found there by its owner too.
-            key = app.client.broker.keys("q0").memory
-            slot = client.keyslot(key)
-            target = next(n for n in cluster.nodes if n is not cluster.node_of_slot(slot))
-            cluster.migrate_slot(slot, target)
-            assert results[0].status == "queued"
-            assert client.get_node_from_key(key).port == target.port
-            assert client.set("mine", "1")
-        client.close()
-
-
-def test_a_patient_cluster_client_of_nodes_that_hang() -> None:
-    retry = Retry(ConstantBackoff(5), 100)
-    with Cluster(nodes=2) as cluster:
-        client: Any = redis.RedisCluster(LOOPBACK, cluster.nodes[0].port, retry=retry, **PATIENT)
-        with sharing(client) as (_, task):
-            task.delay(1)
-            for node in cluster.nodes:
-                node.pause()
-            assert "Timeout" in refusal(lambda: task.delay(1))
-            for node in cluster.nodes:
-                node.resume()
-            wait_until(lambda: not refused(task), "answers again", seconds=SOON)
-        client.close()
-
-
-def refused(task: Task[..., int]) -> bool:
-    try:
-        task.delay(1)
-    except BrokerUnavailable:
-        return True
-    return False
-
-
-def test_a_sentinel_client_follows_its_primary() -> None:
-    """Though the first sentinel is dead, and the client would try it for long."""
-    with Sentinel() as servers:
-        hosts = [(LOOPBACK, one.port) for one in servers.sentinels]
-        patient = {"retry": Retry(ConstantBackoff(5), 100), **PATIENT}
-        manager: Any = SentinelClient(hosts, sentinel_kwargs=patient)
-        client = manager.master_for(SERVICE, **patient)
-        with sharing(client) as (_, task):
-            servers.sentinels[0].kill()
-            assert task.delay(1).created
-            assert client.connection_pool._created_connections == 1
-            servers.failover()
-            assert task.delay(2).created
-            assert client.connection_pool._created_connections == 1
-            for one in (*servers.sentinels[1:], *servers.servers):
-                if one.alive:
-                    one.kill()
-            assert "No master found" in refusal(lambda: task.delay(3))
-        client.close()
-        for one in manager.sentinels:
-            one.close()
-
-
-@forks
-def test_a_worker_on_a_sentinel_client() -> None:
-    with Sentinel() as servers:
-        hosts = [(LOOPBACK, one.port) for one in servers.sentinels]
-        manager: Any = SentinelClient(hosts)
-        client = manager.master_for(SERVICE, decode_responses=True)
-        with sharing(client) as (app, task), working(app):
-            assert task.delay(1, 2).wait(SOON) == 3
-            wait_until(lambda: held(client.connection_pool) == 4, "as many held")
-            servers.failover()
-            assert task.delay(2, 2).wait(SOON) == 4
-            assert client.set("mine", "1")
-            wait_until(lambda: held(client.connection_pool) == 4, "as many held")
-        client.close()
-        for one in manager.sentinels:
-            one.close()
-
-
-@forks
-def test_a_worker_on_a_cluster_client() -> None:
-    with Cluster(nodes=2) as cluster:
-        client: Any = redis.RedisCluster(LOOPBACK, cluster.nodes[0].port, decode_responses=True)
-        with sharing(client) as (app, task), working(app):
-            assert task.delay(1, 2).wait(SOON) == 3
-            key = app.client.broker.keys("default").memory
-            node = client.get_node_from_key(key)
-            wait_until(lambda: held(node.redis_connection.connection_pool) == 4, "as many held")
-            target = next(one for one in cluster.nodes if one.port != node.port)
-            cluster.migrate_slot(client.keyslot(key), target)
-            assert task.delay(2, 2).wait(SOON) == 4
-            pool = client.get_node_from_key(key).redis_connection.connection_pool
-            assert pool is not node.redis_connection.connection_pool
-            # All but the orchestrator's link that has nothing to ask.
-            wait_until(lambda: held(pool) >= 3, "as many held")
-            assert client.set("mine", "1")
-        client.close()
