@@ -36,6 +36,7 @@ from conveyor.errors import (
 )
 from conveyor.manager import Manager
 from conveyor.orchestrator import Orchestrator
+from conveyor.plugins import Plugin
 from conveyor.queues import RateLimit, TaskCounts, WorkerRecord
 from conveyor.records import Attempt, TaskRecord, TaskStatus
 from conveyor.recurrence import RecurringRecord
@@ -68,6 +69,8 @@ __all__ = [
     # Running tasks
     "Orchestrator",
     "Worker",
+    # Plugins
+    "Plugin",
     # Inside a run
     "Context",
     "current_task",

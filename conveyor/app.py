@@ -22,6 +22,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from typing_extensions import Unpack
 
+from conveyor import debugging
 from conveyor.amanager import AsyncManager
 from conveyor.broker.connect import Server
 from conveyor.broker.keys import check_name
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from conveyor.broker.target import Client as RedisClient
     from conveyor.context import Context
     from conveyor.options import RecurringOptions
+    from conveyor.plugins import Plugin
     from conveyor.recurrence import RecurringRecord
 
 P = ParamSpec("P")
@@ -92,6 +94,7 @@ class Conveyor:
         queue: Where tasks go that name no queue.
         namespace: Apps on one server never meet unless they share it.
         timezone: In which naive datetimes are meant; None refuses them.
+        plugins: What to call at fixed moments; see `Plugin`.
         types: Dataclasses and enums, beside those in annotations, that may travel.
         **settings: Any field of `Settings`.
 
@@ -113,9 +116,12 @@ class Conveyor:
         queue: str = "default",
         namespace: str | None = None,
         timezone: str | tzinfo | None = None,
+        plugins: Iterable[Plugin] = (),
         types: Iterable[type] = (),
         **settings: Any,
     ) -> None:
+        if patterns := os.environ.get("CONVEYOR_DEBUG"):
+            debugging.turn_on(patterns)
         self.name = check_name(name, "app name")
         self.namespace = check_name(name if namespace is None else namespace, "namespace")
         self.queue = check_name(queue, "queue")
@@ -135,6 +141,7 @@ class Conveyor:
             settings=self.settings,
             timezone=_timezone(timezone),
         )
+        self.register_plugins(*plugins)
 
     def __repr__(self) -> str:
         """The name."""
@@ -166,6 +173,17 @@ class Conveyor:
             return self._declare(function, bind, options)
 
         return declare if function is None else declare(function)
+
+    def register_plugins(self, *plugins: Plugin) -> None:
+        """Adds plugins after those there are; a worker's children know those there at its start.
+
+        Raises:
+            ConfigurationError: One is no plugin.
+
+        Example:
+            >>> app.register_plugins(Tenants(), Metrics())
+        """
+        self.client.plugins.register(plugins)
 
     def result(self, task_id: str, queue: str | None = None) -> TaskResult[Any]:
         """A handle of a task that was sent before, from its id.

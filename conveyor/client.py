@@ -15,6 +15,7 @@ from conveyor.broker.broker import Broker
 from conveyor.broker.commands import Command
 from conveyor.broker.outcomes import Outcomes
 from conveyor.broker.process import PerProcess
+from conveyor.plugins import Plugins
 from conveyor.records import TaskRecord, decode_task
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Client:
     Attributes:
         broker: Runs commands, sync.
         abroker: Runs commands, async.
+        plugins: The app's.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Client:
         self.namespace = namespace
         self.broker = Broker(server, namespace)
         self.abroker = AsyncBroker(self.broker)
+        self.plugins = Plugins()
         self._outcomes = PerProcess(lambda: Outcomes(self.broker), Outcomes.close)
 
     @property

@@ -46,6 +46,7 @@ class WorkerRecord:
         threads: Sync tasks at once in a child.
         coroutines: Async tasks at once in a child.
         beat: Whether it also is an orchestrator.
+        paused: Whether it takes no more tasks for now.
     """
 
     id: str
@@ -56,12 +57,13 @@ class WorkerRecord:
     threads: int = 0
     coroutines: int = 0
     beat: bool = False
+    paused: bool = False
 
 
 def read_worker(worker_id: bytes, about: bytes) -> WorkerRecord:
     """A worker from its announcement; what another version wrote differently is left out."""
     known = {"host": str, "pid": int, "queues": list, "concurrency": int, "threads": int,
-             "coroutines": int, "beat": bool}  # fmt: skip
+             "coroutines": int, "beat": bool, "paused": bool}  # fmt: skip
     fields = read_announcement(about)
     told = {name: fields[name] for name, kind in known.items() if type(fields.get(name)) is kind}
     queues = tuple(str(name) for name in cast("list[Any]", told.pop("queues", [])))

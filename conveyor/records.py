@@ -85,7 +85,7 @@ class Attempt:
         started_at: When the run was claimed, server time.
         ended_at: When its outcome was recorded, server time.
         worker: Id of the worker that ran it.
-        outcome: "success", "error", "stall", "interrupted" or "cancelled".
+        outcome: "success", "error", "timeout", "stall", "interrupted" or "cancelled".
         error: The error's type and message, or None.
         traceback: The traceback as text, or None.
     """
@@ -272,6 +272,23 @@ def payload_of(record: bytes) -> Payload:
     return Payload(name, record[start + _OPTIONS_LENGTH.size : call], record[call:end])
 
 
+def with_headers(record: bytes, headers: Mapping[str, str]) -> bytes:
+    """A new record with other headers; all else of it stays.
+
+    Raises:
+        SerializationError: The lengths in the record do not fit it.
+    """
+    payload = payload_of(record)
+    fields: dict[str, Any] = (
+        unpack(payload.options, "the options of a task") if payload.options else {}
+    )
+    options = pack({**fields, "h": dict(headers)})
+    body = _OPTIONS_LENGTH.pack(len(options)) + options + payload.call
+    *_, name_length, _ = HEADER.unpack_from(record)
+    name = record[HEADER.size : HEADER.size + name_length]
+    return record[: HEADER.size - 4] + len(body).to_bytes(4, "little") + name + body
+
+
 def pack_error(kind: str, message: str, traceback: str = "") -> bytes:
     """How an error travels: as text, never as a class to rebuild."""
     return pack([kind, message, traceback])
@@ -281,6 +298,14 @@ def unpack_error(data: bytes) -> tuple[str, str, str]:
     """The error's type, message and traceback."""
     kind, message, traceback = unpack(data, "an error")
     return str(kind), str(message), str(traceback)
+
+
+def read_error(data: bytes | None) -> tuple[str | None, str | None]:
+    """An error as records have it: type and message in one text, and the traceback."""
+    if not data:
+        return None, None
+    kind, message, traceback = unpack_error(data)
+    return (f"{kind}: {message}" if message else kind), traceback or None
 
 
 def decode_task(
@@ -301,7 +326,7 @@ def decode_task(
     args, kwargs = codec.decode_call(payload.call)
     status = _STATES[int(state)]
     attempts = _attempts(extras)
-    error = _error(extras.get(b"e")) if status is not TaskStatus.SUCCESS else (None, None)
+    error = read_error(extras.get(b"e")) if status is not TaskStatus.SUCCESS else (None, None)
     result = None
     if status is TaskStatus.SUCCESS:
         result = codec.decode(record[HEADER.size + name_length + payload_length :])
@@ -359,13 +384,6 @@ def _moment_or_none(data: bytes) -> datetime | None:
     return _moment(data) if any(data) else None
 
 
-def _error(data: bytes | None) -> tuple[str | None, str | None]:
-    if not data:
-        return None, None
-    kind, message, traceback = unpack_error(data)
-    return (f"{kind}: {message}" if message else kind), traceback or None
-
-
 _ATTEMPT = struct.Struct("<6s6s4sB")
 
 
@@ -378,7 +396,7 @@ def _attempts(extras: Mapping[bytes, bytes]) -> tuple[Attempt, ...]:
             continue
         started, ended, worker, length = _ATTEMPT.unpack_from(data)
         outcome = data[_ATTEMPT.size : _ATTEMPT.size + length].decode()
-        error, traceback = _error(data[_ATTEMPT.size + length :])
+        error, traceback = read_error(data[_ATTEMPT.size + length :])
         runs.append(
             Attempt(
                 _moment(started),

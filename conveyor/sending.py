@@ -6,11 +6,18 @@ adds nothing. What has the same id already is compared: it is ours, or a conflic
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from conveyor.broker import commands
 from conveyor.broker.commands import BATCH, BATCH_BYTES, NewTask
+from conveyor.enqueue_hooks import (
+    aafter_enqueue,
+    abefore_enqueue,
+    after_enqueue,
+    before_enqueue,
+)
 from conveyor.errors import ConfigurationError, ConveyorError, IdConflict, PartialEnqueue
 from conveyor.records import payload_of
 from conveyor.result import TaskResult
@@ -21,6 +28,8 @@ if TYPE_CHECKING:
     from conveyor.broker.commands import Command
     from conveyor.client import Client
     from conveyor.task import Call
+
+log = logging.getLogger("conveyor.client")
 
 R = TypeVar("R")
 
@@ -35,7 +44,7 @@ class Sending(NamedTuple):
 
 def send_all(client: Client, calls: list[Call[R]]) -> list[TaskResult[R]]:
     """Sends calls in batches; see `Task.map`."""
-    sendings = _pack_all(client, calls)
+    sendings = before_enqueue(client, _pack_all(client, calls))
     results: list[TaskResult[R]] = []
     for batch in _batches(sendings):
         try:
@@ -50,7 +59,7 @@ def send_all(client: Client, calls: list[Call[R]]) -> list[TaskResult[R]]:
 
 async def asend_all(client: Client, calls: list[Call[R]]) -> list[TaskResult[R]]:
     """The async twin of `send_all`."""
-    sendings = _pack_all(client, calls)
+    sendings = await abefore_enqueue(client, _pack_all(client, calls))
     results: list[TaskResult[R]] = []
     for batch in _batches(sendings):
         try:
@@ -72,29 +81,40 @@ def _pack_all(client: Client, calls: list[Call[R]]) -> list[Sending]:
 
 def send(client: Client, sending: Sending) -> TaskResult[Any]:
     """Sends one call."""
+    (sending,) = before_enqueue(client, [sending])
     (existing,) = _send_batch(client, [sending])
     return _result(client, sending, existing)
 
 
 async def asend(client: Client, sending: Sending) -> TaskResult[Any]:
     """The async twin of `send`."""
+    (sending,) = await abefore_enqueue(client, [sending])
     (existing,) = await _asend_batch(client, [sending])
     return _result(client, sending, existing)
 
 
 def _send_batch(client: Client, batch: list[Sending]) -> list[bytes | None]:
     client.broker.announce(batch[0].queue)
-    return client.broker.run(_enqueue(client, batch))
+    return after_enqueue(client, batch, client.broker.run(_enqueue(client, batch)))
 
 
 async def _asend_batch(client: Client, batch: list[Sending]) -> list[bytes | None]:
     await client.abroker.announce(batch[0].queue)
-    return await client.abroker.run(_enqueue(client, batch))
+    return await aafter_enqueue(client, batch, await client.abroker.run(_enqueue(client, batch)))
 
 
 def _enqueue(client: Client, batch: list[Sending]) -> Command[list[bytes | None]]:
     keys = client.broker.keys(batch[0].queue)
+    if log.isEnabledFor(logging.DEBUG):
+        _report(batch)
     return commands.enqueue(keys, [sending.task for sending in batch], batch[0].on_existing)
+
+
+def _report(batch: list[Sending]) -> None:
+    for queue, task, _ in batch:
+        name = payload_of(task.record).name
+        extra = {"task": name, "id": task.id, "queue": queue}
+        log.debug("sending %s[%s] to %s", name, task.id[:8], queue, extra=extra)
 
 
 def _batches(sendings: list[Sending]) -> Iterable[list[Sending]]:

@@ -27,7 +27,7 @@ _EXAMPLES = (
     ("watch conveyor -A myapp status", "again and again"),
 )
 _COUNTS = ("scheduled", "queued", "processing", "success", "failed", "cancelled", "parked")
-_WORKER = ("host", "pid", "queues", "concurrency", "threads", "coroutines", "beat")
+_WORKER = ("host", "pid", "queues", "concurrency", "threads", "coroutines", "beat", "paused")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Status:
         server: Where the data is, without password.
         queues: Name, then one number each of scheduled, queued (parked ones included), processing,
             success, failed, cancelled, parked.
-        workers: Id, host, pid, queues, concurrency, threads, coroutines, beat.
+        workers: Id, host, pid, queues, concurrency, threads, coroutines, beat, paused.
         parked: Queue, id and reason of the first tasks that no worker knows.
     """
 

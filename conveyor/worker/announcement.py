@@ -14,7 +14,7 @@ from conveyor.packing import pack
 from conveyor.recurring import Declarer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from conveyor.broker.broker import Broker
     from conveyor.broker.commands import Command
@@ -50,19 +50,20 @@ class Announcer:
         self._broker = broker
         self._worker = worker
         self._plan = plan
+        self._paused = False
         #: When `turn` has something to do, monotonic.
         self.due = 0.0
         self._declarers = {name: Declarer(broker.keys(name), tasks) for name in plan.queues}
 
-    def greet(self, queue: WorkerQueue, link: Link) -> None:
+    def greet(self, queue: WorkerQueue, link: Link, answered: Callable[[Any], None]) -> None:
         """Greets on a new connection, and has the rest said again."""
-        link.send_first(self.hello(queue), ignore_answer)
+        link.send_first(self.hello(queue), answered)
         self._declarers[queue.keys.queue].ring()
         self.due = 0.0
 
     def hello(self, queue: WorkerQueue) -> Command[int]:
         """The greeting for a new connection, which announces the worker."""
-        about = pack_announcement(self._plan)
+        about = pack_announcement(self._plan, paused=self._paused)
         return commands.hello(queue.keys, self._worker, HOLDS_MS, about)
 
     def turn(self, queues: Iterable[WorkerQueue], now: float) -> None:
@@ -76,6 +77,12 @@ class Announcer:
                 self._make_known(queue)
                 prolong = ("PEXPIRE", queue.keys.worker(self._worker), HOLDS_MS)
                 queue.link.send(prolong, functools.partial(self._prolonged, queue))
+
+    def paused(self, queues: Iterable[WorkerQueue], paused: bool) -> None:
+        """Says that the worker takes no more tasks, or takes them again."""
+        self._paused = paused
+        for queue in queues:
+            queue.link.send(self.hello(queue), ignore_answer)
 
     def withdraw(self, queue: WorkerQueue) -> None:
         """Says goodbye."""
@@ -99,8 +106,8 @@ def ignore_answer(_answer: object) -> None:
     """For calls whose answer says nothing new."""
 
 
-def pack_announcement(plan: WorkerPlan) -> bytes:
-    """Where the worker is and what it can do."""
+def pack_announcement(plan: WorkerPlan, *, paused: bool = False) -> bytes:
+    """Where the worker is, what it can do, and whether it does."""
     return pack(
         {
             "host": socket.gethostname(),
@@ -110,5 +117,6 @@ def pack_announcement(plan: WorkerPlan) -> bytes:
             "threads": plan.threads,
             "coroutines": plan.coroutines,
             "beat": plan.beat,
+            "paused": paused,
         }
     )

@@ -19,6 +19,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+from conveyor.worker.hooks import Hooks
 from conveyor.worker.lanes import AsyncLane, SyncLane
 from conveyor.worker.runner import Runner
 from conveyor.worker.signals import ignore
@@ -101,16 +102,26 @@ def run_child(
 def _serve(work: Work, slots: Slots, ends: Ends) -> None:
     asyncio._set_running_loop(None)  # forked inside one, when a worker is started from async code
     runner = Runner(work.tasks, work.client, work.queues, slots, ends.small, ends.large)
+    plugins = work.client.plugins
     sync = SyncLane(runner, slots, ends.sync, work.threads)
     _set_signals(sync)
-    if not work.coroutines:
+    if not work.coroutines and not plugins.any_async_in_child():
+        hooks = Hooks(plugins, runner, None)
+        sync.hooks = hooks.around
+        hooks.start()
         sync.serve()
+        hooks.shut_down()
         return
     sys.setswitchinterval(SWITCH_INTERVAL)
     lane = AsyncLane(runner, ends.asynchronous, work.threads, work.coroutines)
+    hooks = Hooks(plugins, runner, lane.loop)
+    sync.hooks = lane.hooks = hooks.around
+    hooks.start()
     lane.start()
     sync.serve()
     lane.join()
+    hooks.shut_down()
+    lane.loop.close()
 
 
 def _set_signals(sync: SyncLane) -> None:

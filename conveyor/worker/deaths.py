@@ -54,7 +54,7 @@ def _timed_out(job: Job, definition: Definition) -> _Settled:
     error: TaskTimeout = timeout_error(options)
     data = pack_error("TaskTimeout", f"{error}, and did not stop when asked to")
     if not may_retry(definition.options, error):
-        return job, "fatal", data, 0
+        return job, "fatal_timeout", data, 0
     retry = HEADER.unpack_from(job.record)[12] + 1
     delay = (options.backoff or DEFAULT_BACKOFF).delay(retry, random.Random())
-    return job, "error", data, round(delay * 1000)
+    return job, "timeout", data, round(delay * 1000)

@@ -39,8 +39,11 @@ class Outcome:
         "interrupted",
         "stall",
         "park",
+        "timeout",
+        "fatal_timeout",
     )
     SUCCESS, ERROR, FATAL, CANCELLED, RELEASE, INTERRUPTED, STALL, PARK = range(8)
+    TIMEOUT, FATAL_TIMEOUT = 8, 9
 
 
 class JobFrame(NamedTuple):

@@ -24,6 +24,7 @@ from conveyor.worker.frames import JobFrame, StopFrame, receive_job
 from conveyor.worker.runner import CANCELLED
 
 if TYPE_CHECKING:
+    from conveyor.worker.hooks import Hooks
     from conveyor.worker.runner import Run, Runner
     from conveyor.worker.slots import Slots
 
@@ -43,6 +44,7 @@ class SyncLane:
     """
 
     def __init__(self, runner: Runner, slots: Slots, sock: socket.socket, threads: int) -> None:
+        self.hooks: Hooks | None = None
         self._runner = runner
         self._slots = slots
         self._sock = sock
@@ -97,15 +99,20 @@ class SyncLane:
 
     def _run(self, run: Run) -> None:
         entered = enter(run.context)
+        hooks = self.hooks
         try:
+            if hooks is not None:
+                hooks.before(run)
             value = self._call(run)
         except BaseException as error:
             self._busy[run.slot] = _NOBODY
-            self._runner.fail(run, error)
+            ending = self._runner.after_raise(run, error)
         else:
-            self._runner.succeed(run, value)
-        finally:
-            leave(entered)
+            ending = self._runner.after_return(run, value)
+        if hooks is not None:
+            hooks.after(run, ending)
+        leave(entered)
+        self._runner.end(run, ending)
 
     def _call(self, run: Run) -> Any:
         self._busy[run.slot] = run.job.sequence
@@ -141,12 +148,14 @@ class AsyncLane:
     """
 
     def __init__(self, runner: Runner, sock: socket.socket, first_slot: int, count: int) -> None:
+        self.hooks: Hooks | None = None
+        self.loop = asyncio.new_event_loop()
         self._runner = runner
         self._sock = sock
         self._free = list(range(first_slot, first_slot + count))
         self._running: dict[int, asyncio.Task[None]] = {}
-        self._loop = asyncio.new_event_loop()
         self._closed = asyncio.Event()
+        self._let_go = asyncio.Event()
         self._thread = threading.Thread(target=self._serve, name="conveyor-async", daemon=True)
 
     def start(self) -> None:
@@ -154,18 +163,19 @@ class AsyncLane:
         self._thread.start()
 
     def join(self) -> None:
-        """Waits until the parent is gone and what runs has ended."""
+        """Waits until the parent is gone and what runs has ended; only then the loop stops."""
+        self.loop.call_soon_threadsafe(self._let_go.set)
         self._thread.join()
 
     def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.add_reader(self._sock.fileno(), self._read)
-        self._loop.run_until_complete(self._until_closed())
-        self._loop.close()
+        asyncio.set_event_loop(self.loop)
+        self.loop.add_reader(self._sock.fileno(), self._read)
+        self.loop.run_until_complete(self._until_closed())
 
     async def _until_closed(self) -> None:
         await self._closed.wait()
         await asyncio.gather(*self._running.values())
+        await self._let_go.wait()
 
     def _read(self) -> None:
         while True:
@@ -174,7 +184,7 @@ class AsyncLane:
             except BlockingIOError:
                 return
             if frame is None:
-                self._loop.remove_reader(self._sock.fileno())
+                self.loop.remove_reader(self._sock.fileno())
                 self._closed.set()
                 return
             if isinstance(frame, StopFrame):
@@ -188,22 +198,29 @@ class AsyncLane:
         if run is None:
             self._free.append(slot)
             return
-        self._running[job.sequence] = self._loop.create_task(self._run(run))
+        self._running[job.sequence] = self.loop.create_task(self._run(run))
 
     def _stop(self, frame: StopFrame) -> None:
         task = self._running.get(frame.sequence)
         if task is not None:
             # Not at once: cancelled before its first step it would end without an outcome.
-            self._loop.call_soon(task.cancel)
+            self.loop.call_soon(task.cancel)
 
     async def _run(self, run: Run) -> None:
         enter(run.context)
+        hooks = self.hooks
         try:
+            if hooks is not None:
+                await hooks.abefore(run)
             value = await run.definition.function(*run.args, **run.kwargs)
         except BaseException as error:
-            self._runner.fail(run, error)
+            ending = self._runner.after_raise(run, error)
         else:
-            self._runner.succeed(run, value)
+            ending = self._runner.after_return(run, value)
+        if hooks is not None:
+            await hooks.aafter(run, ending)
+        try:
+            self._runner.end(run, ending)
         finally:
             self._running.pop(run.job.sequence, None)
             self._free.append(run.slot)

@@ -6,20 +6,23 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from conveyor.broker import commands
 from conveyor.broker.commands import BATCH, BATCH_BYTES, Limited, Settlement
 from conveyor.orchestrator import BLOCK, Clock
 from conveyor.worker.job import ASYNC, SYNC, Job
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from conveyor.broker.commands import Command, Settled
     from conveyor.broker.keys import QueueKeys
     from conveyor.broker.link import Link
+    from conveyor.settings import Settings
 
 #: Seconds without claims after a script has failed.
 REST: Final = 1.0
 #: Outcomes after which a task may be queued again at once.
-_AGAIN: Final = ("error", "stall", "interrupted")
+_AGAIN: Final = ("error", "timeout", "stall", "interrupted")
 #: Seconds that a bell is left alone while the worker is claiming anyway.
 QUIET: Final = 0.05
 #: Calls in a row that find a bell not blocked, after which it is on the wrong server.
@@ -73,6 +76,17 @@ class WorkerQueue:
         if any(each.outcome in _AGAIN and not each.delay_ms for _, each in exchange.batch):
             self.expect_work()
 
+    def unpark(self, names: Iterable[bytes], start: int = 0) -> None:
+        """Has what is parked under these names released."""
+
+        def go_on(following: int | None) -> None:
+            self.expect_work()
+            if following is not None and following >= 0:
+                self.unpark(names, following)
+
+        known = [name.decode() for name in names]
+        self.link.send(commands.unpark(self.keys, start, known), go_on)
+
     def settle(self, job: Job, outcome: str, data: bytes = b"", delay_ms: int = 0) -> None:
         """Has a lease ended with the next call."""
         self.pending.append((job, Settlement(job.id, job.token, outcome, data, delay_ms)))
@@ -124,6 +138,19 @@ class Exchange(NamedTuple):
     sent_at: float
     rings: int
 
+    def command(self, worker: bytes, settings: Settings) -> Command[Settled]:
+        """The call; it repeats the number of the queue's last."""
+        return commands.settle(
+            self.queue.keys,
+            worker,
+            self.queue.calls,
+            [settlement for _, settlement in self.batch],
+            sync=self.asked[SYNC],
+            asynchronous=self.asked[ASYNC],
+            keep_success=int(min(settings.retain_success_count, 2**53)),
+            park_ms=round(min(settings.unknown_task_grace, 1e9) * 1000),
+        )
+
 
 class Bell:
     """Blocks until there is work, something comes due, or a run is to be stopped.
@@ -162,7 +189,13 @@ class Bell:
         self.link: Link
 
     def greet(self, link: Link) -> None:
-        """Learns the name of a new connection, by which it can be called back."""
+        """Learns the name of a new connection, by which it can be called back.
+
+        The one before may have died with a marker that it had popped.
+        """
+        for queue in self._queues:
+            queue.expect_work()
+            queue.clock.ring()
         self._client_id = None
         self._keys = ()
         link.send_first(("CLIENT", "ID"), self._learn)

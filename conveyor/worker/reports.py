@@ -16,15 +16,23 @@ if TYPE_CHECKING:
     from conveyor.worker.pool import Death
 
 
-def report_outcome(log: logging.Logger, job: Job, frame: OutcomeFrame) -> None:
+_RETRIED = (Outcome.ERROR, Outcome.TIMEOUT)
+_RAISED = (*_RETRIED, Outcome.FATAL, Outcome.FATAL_TIMEOUT)
+
+
+def report_outcome(log: logging.Logger, job: Job, queue: str, frame: OutcomeFrame) -> None:
     """Says how a run ended."""
-    extra = {"task": job.name.decode(errors="replace"), "id": job.id.decode(errors="replace")}
+    extra = {
+        "task": job.name.decode(errors="replace"),
+        "id": job.id.decode(errors="replace"),
+        "queue": queue,
+    }
     elapsed = _elapsed(frame.elapsed_us)
     if frame.outcome == Outcome.SUCCESS:
         log.debug("%s succeeded in %s", job, elapsed, extra=extra)
-    elif frame.outcome in (Outcome.ERROR, Outcome.FATAL):
+    elif frame.outcome in _RAISED:
         kind, message, traceback = unpack_error(frame.data)
-        level = logging.WARNING if frame.outcome == Outcome.ERROR else logging.ERROR
+        level = logging.WARNING if frame.outcome in _RETRIED else logging.ERROR
         log.log(
             level, "%s raised %s: %s after %s", job, kind, _one_line(message), elapsed, extra=extra
         )

@@ -2,7 +2,8 @@
 
 Whatever a task does, it ends in an outcome: arguments that cannot be decoded, results that cannot
 be encoded, an exception whose text cannot be had, a `SystemExit`. A run that was asked to stop has
-that outcome even if it goes on to return something.
+that outcome even if it goes on to return something. The outcome is first found and then sent, so
+that plugins can be told of it in between.
 """
 
 from __future__ import annotations
@@ -12,11 +13,17 @@ import random
 import time
 import traceback
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from conveyor.backoff import DEFAULT_BACKOFF
 from conveyor.context import Context
-from conveyor.errors import PayloadTooLarge, Retry, SerializationError, TaskTimeout
+from conveyor.errors import (
+    PayloadTooLarge,
+    Retry,
+    SerializationError,
+    TaskCancelled,
+    TaskTimeout,
+)
 from conveyor.records import LEASE, Options, pack_error, payload_of
 from conveyor.worker.frames import JobFrame, Outcome, OutcomeFrame, send_outcome
 
@@ -25,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from conveyor.client import Client
+    from conveyor.records import TaskRecord
     from conveyor.task import Definition
     from conveyor.worker.slots import Slots
 
@@ -53,6 +61,7 @@ class Run:
         context: The run's own.
         options: The child's part of the options.
         started: When it began, monotonic.
+        task: What plugins are told of it; only where there are any.
     """
 
     job: JobFrame
@@ -63,6 +72,17 @@ class Run:
     context: Context
     options: Options
     started: float
+    task: TaskRecord | None = None
+
+
+class Ending(NamedTuple):
+    """What came of a run; `result` and `error` are what plugins are told of it."""
+
+    outcome: int
+    data: bytes
+    delay: float = 0.0
+    result: Any = None
+    error: BaseException | None = None
 
 
 class Runner:
@@ -92,6 +112,7 @@ class Runner:
         self._slots = slots
         self._small = small
         self._large = large
+        self._hooked = client.plugins.run
         self._pid = os.getpid()
         self._rng = random.Random()
 
@@ -104,7 +125,8 @@ class Runner:
         try:
             payload = payload_of(job.record)
             options = Options.unpack(payload.options)
-            deadline = now + options.execution_timeout if options.execution_timeout else 0.0
+            timed = options.execution_timeout and not self._hooked
+            deadline = now + (options.execution_timeout or 0.0) if timed else 0.0
             args, kwargs = self._client.codec.decode_call(payload.call)
         except Exception as error:  # whatever is wrong with a record is its own task's trouble
             self._send(job, Outcome.FATAL, pack_error("SerializationError", str(error)), 0, 0)
@@ -123,31 +145,51 @@ class Runner:
         self._slots.begin(slot, job.sequence, deadline)
         return Run(job, slot, definition, args, kwargs, context, options, now)
 
-    def succeed(self, run: Run, value: Any) -> None:
-        """Sends what the task returned, unless it was asked to stop or cannot be sent."""
+    def arm(self, run: Run) -> None:
+        """Begins to time a run, once its plugins have been told.
+
+        Raises:
+            TaskCancelled: It was cancelled meanwhile.
+        """
+        if self._slots.stop_asked(run.slot):
+            raise TaskCancelled
+        if run.options.execution_timeout:
+            self._slots.time(run.slot, time.monotonic() + run.options.execution_timeout)
+
+    def disarm(self, run: Run) -> None:
+        """Ends the timing of a run, before its plugins are told: what they take is not its own."""
+        self._slots.time(run.slot, 0.0)
+
+    def after_return(self, run: Run, value: Any) -> Ending:
+        """What comes of what a task returned, unless it was asked to stop."""
         if os.getpid() != self._pid:
             os._exit(0)  # the task forked, and this is the copy: the original answers
         if self._slots.stop_asked(run.slot):
-            self._stopped(run, "")
-            return
+            return self._stopped(run, "")
         try:
             data = self._client.codec.encode(value, f"{run.definition.name}(): the result")
             self._check_size(run, data)
         except SerializationError as error:
-            self._end(run, Outcome.FATAL, pack_error(type(error).__name__, str(error)))
-        else:
-            self._end(run, Outcome.SUCCESS, data)
+            data = pack_error(type(error).__name__, str(error))
+            return Ending(Outcome.FATAL, data, error=error)
+        return Ending(Outcome.SUCCESS, data, 0.0, value)
 
-    def fail(self, run: Run, error: BaseException) -> None:
-        """Sends what the task raised."""
+    def after_raise(self, run: Run, error: BaseException) -> Ending:
+        """What comes of what a task raised."""
         if os.getpid() != self._pid:
             os._exit(1)
         if self._slots.stop_asked(run.slot):
-            self._stopped(run, describe_traceback(error))
-            return
+            return self._stopped(run, describe_traceback(error))
         delay = self._delay(run, error)
         outcome = Outcome.FATAL if delay is None else Outcome.ERROR
-        self._end(run, outcome, describe(error), delay or 0.0)
+        return Ending(outcome, describe(error), delay or 0.0, error=error)
+
+    def end(self, run: Run, ending: Ending) -> None:
+        """Sends what came of a run."""
+        elapsed = int((time.monotonic() - run.started) * 1e6)
+        delay_ms = round(min(ending.delay, LONGEST_DELAY) * 1000)
+        self._send(run.job, ending.outcome, ending.data, delay_ms, elapsed)
+        self._slots.end(run.slot)
 
     def _lease_passed(self, job: JobFrame, now: float) -> bool:
         """Whether the parent was silent so long that the task may run elsewhere by now."""
@@ -157,19 +199,14 @@ class Runner:
         renewed = self._slots.renewal(job.queue) - acknowledge_ms / 1000
         return bool(now > max(job.claimed_at, renewed) + stall_ms / 1000)
 
-    def _stopped(self, run: Run, trace: str) -> None:
+    def _stopped(self, run: Run, trace: str) -> Ending:
         if self._slots.stop_asked(run.slot) == CANCELLED:
-            self._end(run, Outcome.CANCELLED, b"")
-            return
+            return Ending(Outcome.CANCELLED, b"")
         error = timeout_error(run.options)
         delay = self._delay(run, error)
-        outcome = Outcome.FATAL if delay is None else Outcome.ERROR
-        self._end(run, outcome, pack_error("TaskTimeout", str(error), trace), delay or 0.0)
-
-    def _end(self, run: Run, outcome: int, data: bytes, delay: float = 0.0) -> None:
-        elapsed = int((time.monotonic() - run.started) * 1e6)
-        self._send(run.job, outcome, data, round(min(delay, LONGEST_DELAY) * 1000), elapsed)
-        self._slots.end(run.slot)
+        outcome = Outcome.FATAL_TIMEOUT if delay is None else Outcome.TIMEOUT
+        data = pack_error("TaskTimeout", str(error), trace)
+        return Ending(outcome, data, delay or 0.0, error=error)
 
     def _send(
         self, job: JobFrame, outcome: int, data: bytes, delay_ms: int, elapsed_us: int

@@ -47,6 +47,12 @@ class Slots:
         self._times[place + 1] = deadline
         self._words[place] = sequence
 
+    def time(self, slot: int, deadline: float) -> None:
+        """Sets or, with 0, takes away the deadline of a run that has begun; in the child."""
+        if deadline:
+            self._words[0] = 1
+        self._times[self._base + _WIDTH * slot + 1] = deadline
+
     def end(self, slot: int) -> None:
         """Notes that a run's outcome was sent; in the child."""
         self._words[self._base + _WIDTH * slot] = 0

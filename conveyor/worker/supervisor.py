@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import random
 import selectors
 import threading
 import time
@@ -23,24 +22,27 @@ from typing import TYPE_CHECKING, Final
 
 from conveyor.broker import commands
 from conveyor.broker.commands import BATCH, PARKED_MAIL, TOKEN, Settled, Verdict
-from conveyor.broker.link import Link
 from conveyor.worker.announcement import Announcer, ignore_answer
 from conveyor.worker.child import Work
+from conveyor.worker.choice import Choice
 from conveyor.worker.deaths import settle_death
 from conveyor.worker.frames import Outcome, OutcomeFrame
 from conveyor.worker.holdings import Holdings
 from conveyor.worker.job import ASYNC, SYNC, Job
+from conveyor.worker.lines import Lines
 from conveyor.worker.pool import SHORT_RUN, Death, Pool
-from conveyor.worker.queue import Bell, Exchange, WorkerQueue, unheard
+from conveyor.worker.queue import Exchange, WorkerQueue, unheard
 from conveyor.worker.reports import report_death, report_outcome, report_refused
 from conveyor.worker.runner import CANCELLED, TIMED_OUT
 from conveyor.worker.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
+    from conveyor.broker.link import Link
     from conveyor.client import Client
     from conveyor.task import BaseTask
+    from conveyor.worker.callbacks import Teller
     from conveyor.worker.plan import WorkerPlan
 
 log = logging.getLogger("conveyor.worker")
@@ -62,16 +64,22 @@ class Supervisor:
         client: The app's.
         tasks: What can be run here, by name.
         plan: What to be.
+        teller: Tells users of it.
     """
 
     def __init__(
-        self, client: Client, tasks: Mapping[str, BaseTask[..., object]], plan: WorkerPlan
+        self,
+        client: Client,
+        tasks: Mapping[str, BaseTask[..., object]],
+        plan: WorkerPlan,
+        teller: Teller,
     ) -> None:
         self.id = os.urandom(4)
         self.plan = plan
         self.selector = selectors.DefaultSelector()
         self.paused = False
         self.forked = threading.Event()
+        self._teller = teller
         self._settings = client.settings
         self._broker = client.broker
         self._definitions = {name.encode(): task.definition for name, task in tasks.items()}
@@ -85,12 +93,18 @@ class Supervisor:
         self._windows = {lane: Window(time.monotonic()) for lane in (SYNC, ASYNC)}
         self._claiming = {SYNC: 0, ASYNC: 0}
         self._exchanges = 0
-        self._drawn: dict[str, WorkerQueue] = {}
+        self._choice = Choice(plan.weights)
         self._next_tick = 0.0
         self._stop_by: float | None = None
         self._killing = False
-        self._links: list[Link] = []
-        self._bells: list[Bell] = []
+        self._lines = Lines(
+            self._broker.server,
+            self._queues,
+            self.selector,
+            greet=self._greet,
+            heard=self._on_heard,
+            beat=plan.beat,
+        )
         self._pool = self._make_pool(client)
 
     @property
@@ -100,14 +114,28 @@ class Supervisor:
 
     def run(self) -> None:
         """Works until a shutdown is done, or in burst mode until the queues are empty."""
-        self._open()
+        self._lines.open()
+        for queue in self._queues:
+            queue.unpark(self._definitions)
         self._pool.fill(time.monotonic())
         self.forked.set()
+        self._teller.started()
         while not self._finished():
             self._turn()
             for key, _ in self.selector.select(self._pause()):
                 key.data()
         self._close()
+
+    def pause(self, paused: bool) -> None:
+        """Takes no more tasks and hands back what has not begun, or takes tasks again."""
+        if paused == self.paused:
+            return
+        self.paused = paused
+        log.info("paused: nothing more is taken" if paused else "resumed")
+        if paused:
+            self._recall()
+            self._release_waiting()
+        self._announcer.paused(self._queues, paused)
 
     def shut_down(self) -> None:
         """Begins a warm shutdown: nothing more is taken, what has not begun goes back at once."""
@@ -142,32 +170,10 @@ class Supervisor:
             self.selector,
             self._on_outcomes,
             self._on_death,
-            self._descriptors,
+            lambda: [*self._lines.descriptors(), self.selector.fileno()],
             max_tasks=plan.max_tasks,
             max_memory=plan.max_memory,
         )
-
-    def _descriptors(self) -> Iterable[int]:
-        files = [descriptor for link in self._links for descriptor in link.filenos()]
-        return [*files, self.selector.fileno()]
-
-    def _open(self) -> None:
-        """On a cluster each queue has its own connections, elsewhere all share two."""
-        groups = (
-            [[queue] for queue in self._queues] if self._broker.server.clustered else [self._queues]
-        )
-        for group in groups:
-            memory = group[0].keys.memory
-            bell = Bell(group, beat=self.plan.beat, heard=self._on_heard)
-            greet = functools.partial(self._greet, group)
-            link = Link(self._broker.server, memory, self.selector, greet)
-            bell.link = Link(self._broker.server, memory, self.selector, bell.greet, blocking=True)
-            for queue in group:
-                queue.link = link
-            self._links += [link, bell.link]
-            self._bells.append(bell)
-        for queue in self._queues:
-            self._unpark(queue, 0)
 
     def _greet(self, queues: Sequence[WorkerQueue], link: Link) -> None:
         """On a new connection nothing of what was known about the server holds."""
@@ -175,22 +181,12 @@ class Supervisor:
         for queue in queues:
             queue.expect_work()
             queue.clock.ring()
-            self._announcer.greet(queue, link)
-
-    def _unpark(self, queue: WorkerQueue, start: int) -> None:
-        names = [name.decode() for name in self._definitions]
-
-        def go_on(following: int | None) -> None:
-            queue.expect_work()
-            if following is not None and following >= 0:
-                self._unpark(queue, following)
-
-        queue.link.send(commands.unpark(queue.keys, start, names), go_on)
+            answered = functools.partial(self._teller.answered, queue.keys.queue)
+            self._announcer.greet(queue, link, answered)
 
     def _turn(self) -> None:
         now = time.monotonic()
-        for link in self._links:
-            link.tick(now)
+        self._lines.tick(now)
         self._pool.fill(now)
         if now >= self._next_tick:
             self._tick(now)
@@ -201,14 +197,18 @@ class Supervisor:
                 queue.clock.run(queue.link, now)
         self._renew(now)
         self._pump(now)
+        if self._teller.idle:
+            expecting = self._expects_work() and not self.paused
+            self._teller.look(len(self._held.leases), expecting, now)
 
     def _pause(self) -> float | None:
-        moments = [link.deadline() for link in self._links]
+        moments = self._lines.deadlines()
         if self.plan.beat:
             moments += [queue.clock.deadline(queue.link) for queue in self._queues]
         moments += [
             self._pool.deadline(),
             self._held.leases.next_due(),
+            self._teller.deadline(),
             None if self.stopping else self._announcer.due,
             self._stop_by if not self._killing else None,
         ]
@@ -225,10 +225,12 @@ class Supervisor:
             return (settled and not self._exchanges and not self._pool.children) or (
                 out_of_time and self._killing
             )
-        if not self.plan.burst:
-            return False
-        empty = not any(queue.has_any_work() for queue in self._queues)
-        return settled and empty and not self._exchanges
+        if self.plan.burst and settled and not self._expects_work() and not self._exchanges:
+            self.shut_down()
+        return False
+
+    def _expects_work(self) -> bool:
+        return any(queue.has_any_work() for queue in self._queues)
 
     def _close(self) -> None:
         self._pool.shrink()
@@ -236,8 +238,7 @@ class Supervisor:
         for queue in self._queues:
             if queue.link.connected:
                 self._announcer.withdraw(queue)
-        for link in self._links:
-            link.close()
+        self._lines.close()
         while self._pool.children:
             for key, _ in self.selector.select():
                 key.data()
@@ -287,11 +288,11 @@ class Supervisor:
         for lane in self._held.waiting:
             self._hand_out(lane)
         wants = {lane: self._wanted(lane) for lane in self._held.waiting}
-        for link in self._links[::2]:
+        for link in self._lines.calls:
             if link.idle:
                 self._exchange(link, wants)
         listening = {lane: want > 0 or self._claiming[lane] > 0 for lane, want in wants.items()}
-        for bell in self._bells:
+        for bell in self._lines.bells:
             bell.listen(listening, now)
 
     def _release_waiting(self) -> None:
@@ -301,6 +302,8 @@ class Supervisor:
                 self._held.release(lane)
 
     def _hand_out(self, lane: str) -> None:
+        if self.paused:
+            return
         self._pool.send(
             lane, self._held.waiting[lane], short=self._windows[lane].average < SHORT_RUN
         )
@@ -327,7 +330,9 @@ class Supervisor:
 
     def _exchange(self, link: Link, wants: dict[str, int]) -> None:
         queues = [queue for queue in self._queues if queue.link is link]
-        chosen = {lane: self._choose(queues, lane) if wants[lane] else None for lane in wants}
+        chosen = {
+            lane: self._choice.choose(queues, lane) if wants[lane] else None for lane in wants
+        }
         queue = (
             next((queue for queue in queues if queue.pending), None)
             or chosen[SYNC]
@@ -349,34 +354,10 @@ class Supervisor:
             self._claiming[lane] += want
             wants[lane] -= want
             if want:
-                self._drawn.pop(lane, None)
+                self._choice.claimed(lane)
         exchange = Exchange(queue, batch, asked, time.monotonic(), queue.rings)
-        command = commands.settle(
-            queue.keys,
-            self.id,
-            queue.calls,
-            [settlement for _, settlement in batch],
-            sync=asked[SYNC],
-            asynchronous=asked[ASYNC],
-            keep_success=int(min(self._settings.retain_success_count, 2**53)),
-            park_ms=round(min(self._settings.unknown_task_grace, 1e9) * 1000),
-        )
+        command = exchange.command(self.id, self._settings)
         link.send(command, functools.partial(self._on_settled, exchange))
-
-    def _choose(self, queues: Sequence[WorkerQueue], lane: str) -> WorkerQueue | None:
-        """The queue to claim from: the first with work, or one drawn by weight.
-
-        What was drawn stays so until it has claimed: drawn anew in every call that only settles,
-        the queue that is settled would be drawn too often.
-        """
-        now = time.monotonic()
-        with_work = [q for q in queues if q.has_work[lane] and now >= q.rests_until]
-        if not with_work or self.plan.weights is None:
-            return next(iter(with_work), None)
-        if self._drawn.get(lane) not in with_work:
-            weights = [self.plan.weights[queue.index] for queue in with_work]
-            self._drawn[lane] = random.choices(with_work, weights)[0]
-        return self._drawn[lane]
 
     def _on_settled(self, exchange: Exchange, answer: Settled | None) -> None:
         queue = exchange.queue
@@ -390,10 +371,12 @@ class Supervisor:
         queue.note_left(exchange, answer.left, answer.limited)
         if Verdict.STALE in answer.verdicts:
             report_refused(log, [job for job, _ in exchange.batch], answer.verdicts)
+        if self._teller.tasks:
+            self._teller.settled(queue.keys.queue, exchange.batch, answer.verdicts, answer.now_ms)
         claimed = answer.claimed
         for i in range(0, len(claimed), 2):
             self._held.take(queue, claimed[i], claimed[i + 1], exchange.sent_at)
-        if self.stopping:
+        if self.stopping or self.paused:
             self._release_waiting()
 
     def _on_outcomes(self, outcomes: list[tuple[Job, OutcomeFrame]]) -> None:
@@ -401,7 +384,7 @@ class Supervisor:
         for job, frame in outcomes:
             self._windows[job.lane].ran(frame.elapsed_us / 1e6, now)
             if frame.outcome != Outcome.SUCCESS or log.isEnabledFor(logging.DEBUG):
-                report_outcome(log, job, frame)
+                report_outcome(log, job, self._queues[job.queue].keys.queue, frame)
             self._held.settle(job, Outcome.NAMES[frame.outcome], frame.data, frame.delay_ms)
 
     def _on_death(self, death: Death) -> None:
@@ -412,12 +395,12 @@ class Supervisor:
             death, self._definitions, shutting_down=self._killing
         ):
             self._held.settle(job, outcome, data, delay_ms)
-        if self.stopping:
+        if self.stopping or self.paused:
             self._release_waiting()
 
     def _on_heard(self, queue: WorkerQueue, meaning: str, member: bytes) -> None:
         if member == PARKED_MAIL:
-            self._unpark(queue, 0)
+            queue.unpark(self._definitions)
             return
         if meaning == "stop":
             job = self._held.leases.find(queue.index, member[:TOKEN], member[TOKEN:])

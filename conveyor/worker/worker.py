@@ -1,4 +1,9 @@
-"""The worker as users see it: runs an app's tasks until told to stop."""
+"""The worker as users see it: runs an app's tasks until told to stop.
+
+Its methods may be called from any thread, from a signal's handler and from its own callbacks: they
+leave a wish and wake the loop, which acts. What it calls of the user's (callbacks, and the plugins'
+hooks of workers) runs on one thread beside the loop, in order.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +16,17 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from conveyor.moments import Duration, to_ms
+from conveyor.worker.callbacks import Callbacks, Teller
 from conveyor.worker.plan import make_plan
 from conveyor.worker.signals import Signals
-from conveyor.worker.supervisor import Supervisor
+from conveyor.worker.supervisor import LAST_WORDS, Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from conveyor.app import Conveyor
+    from conveyor.records import TaskRecord
 
 log = logging.getLogger("conveyor.worker")
 
@@ -39,6 +47,20 @@ class Worker:
         max_memory_per_child: Bytes, or "200M", above which a child is replaced.
         beat: Whether it also moves what comes due.
         burst: Whether it ends when the queues are empty.
+        on_ready: Called once, when the children are there and the server answers.
+        on_idle: Called once in each idle period, after `idle_timeout` with nothing to do.
+        idle_timeout: Seconds or a timedelta.
+        on_task_success: Called with each task that succeeded here, its result in it.
+        on_task_error: Called with a task and its error as text (`TaskRecord.error`) after each run
+            that raised or took too long, the last one too.
+        on_task_failed: The same once no retry follows, after `on_task_error`; also for a task that
+            stalled or was interrupted for the last time.
+        on_handler_error: Called with what another callback, or a plugin's hook of workers, raised;
+            without it that is logged.
+
+    Callbacks run on one thread beside the loop, in order; an `async def` is awaited there. Tasks
+    are told of once the server has accepted their outcome. They wait in memory while a callback
+    takes its time, so keep callbacks short.
 
     Raises:
         ConfigurationError: A value is not allowed.
@@ -60,6 +82,13 @@ class Worker:
         max_memory_per_child: int | str | None = None,
         beat: bool = True,
         burst: bool = False,
+        on_ready: Callable[[], Any] | None = None,
+        on_idle: Callable[[], Any] | None = None,
+        idle_timeout: Duration = 0.25,
+        on_task_success: Callable[[TaskRecord], Any] | None = None,
+        on_task_error: Callable[[TaskRecord, str], Any] | None = None,
+        on_task_failed: Callable[[TaskRecord, str], Any] | None = None,
+        on_handler_error: Callable[[Exception], Any] | None = None,
     ) -> None:
         given = {
             "concurrency": concurrency,
@@ -73,10 +102,24 @@ class Worker:
         self.plan = make_plan(
             app.settings, given, queues=queues or [app.queue], beat=beat, burst=burst
         )
+        idle_ms = to_ms(idle_timeout, "idle_timeout")
+        callbacks = Callbacks(
+            on_ready=on_ready,
+            on_idle=None if idle_ms is None else on_idle,
+            idle_timeout=(idle_ms or 0) / 1000,
+            on_task_success=on_task_success,
+            on_task_error=on_task_error,
+            on_task_failed=on_task_failed,
+            on_handler_error=on_handler_error,
+        )
         self.killed = False
+        self._teller = Teller(app.client, self, callbacks)
+        self._loop_thread: threading.Thread | None = None
+        self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._asked: deque[Callable[[Supervisor], None]] = deque()
         self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_write.setblocking(False)  # full is enough to wake the loop
         self._interrupts = 0
 
     def run(self) -> None:
@@ -101,23 +144,24 @@ class Worker:
         supervisor.forked.wait()
 
     def pause(self) -> None:
-        """Takes no new tasks; what runs goes on."""
-        self._ask(lambda supervisor: setattr(supervisor, "paused", True))
+        """Takes no new tasks; what runs goes on, and what has not begun goes back at once."""
+        self._ask(lambda supervisor: supervisor.pause(True))
 
     def resume(self) -> None:
         """Takes tasks again."""
-        self._ask(lambda supervisor: setattr(supervisor, "paused", False))
+        self._ask(lambda supervisor: supervisor.pause(False))
 
-    def shutdown(self, *, kill: bool = False, timeout: float | None = None) -> None:
-        """Ends the worker, and waits for it if `start` was called.
+    def shutdown(self, kill: bool = False, timeout: float | None = None) -> None:
+        """Ends the worker, and waits for its end; not in a callback, which it would wait for.
 
         Args:
             kill: Ends what runs now instead of within the grace; it goes back uncounted.
             timeout: Most seconds to wait for the end; None waits for ever.
         """
         self._ask(self._kill if kill else Supervisor.shut_down)
-        if self._thread is not None:
-            self._thread.join(timeout)
+        own = self._loop_thread is threading.current_thread() or self._teller.is_current()
+        if self._loop_thread is not None and not own:
+            self._ended.wait(timeout)
 
     def _run_with_signals(self, supervisor: Supervisor) -> None:
         with Signals(_SIGNALS) as signals:
@@ -129,13 +173,14 @@ class Worker:
             supervisor.run()
 
     def _supervisor(self) -> Supervisor:
-        supervisor = Supervisor(self.app.client, self.app.tasks, self.plan)
+        supervisor = Supervisor(self.app.client, self.app.tasks, self.plan, self._teller)
         supervisor.selector.register(
             self._wake_read, selectors.EVENT_READ, lambda: self._act(supervisor)
         )
         return supervisor
 
     def _work(self, supervisor: Supervisor) -> None:
+        self._loop_thread = threading.current_thread()
         with self._wake_read, self._wake_write:
             try:
                 if threading.current_thread() is threading.main_thread():
@@ -144,6 +189,8 @@ class Worker:
                     supervisor.run()
             finally:
                 supervisor.forked.set()
+                self._teller.close(LAST_WORDS if self.killed else self.plan.grace)
+                self._ended.set()
 
     def _kill(self, supervisor: Supervisor) -> None:
         self.killed = True

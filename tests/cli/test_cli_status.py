@@ -44,7 +44,7 @@ def test_counts_workers_and_what_is_parked(project: Project) -> None:
     assert default == {"scheduled": 1, "queued": 1, "processing": 0, "success": 1} | {
         "failed": 1, "cancelled": 0, "parked": 1}  # fmt: skip
     (one,) = found["workers"]
-    assert one["pid"] == worker.pid
+    assert (one["pid"], one["paused"]) == (worker.pid, False)
     assert (one["queues"], one["concurrency"], one["threads"]) == (["default", "low"], 1, 2)
     assert found["parked"] == [
         {"queue": "default", "id": "early", "reason": "this worker does not know newer.fresh"}

@@ -87,7 +87,8 @@ def test_json_logs_are_one_object_a_line(project: Project) -> None:
     )
     lines = [json.loads(line) for line in done.err.splitlines()]
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
-    assert any(line.items() >= {"task": "myapp.boom", "id": "b"}.items() for line in lines)
+    about = {"task": "myapp.boom", "id": "b", "queue": "default"}
+    assert any(line.items() >= about.items() for line in lines)
     (said,) = [line for line in lines if line["message"] == "holding"]
     assert said.items() >= {"task": "myapp.hold", "id": "h", "queue": "default"}.items()
     assert done.code == 0

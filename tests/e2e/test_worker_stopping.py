@@ -40,7 +40,7 @@ def test_run_that_takes_too_long_is_stopped(lab: Lab, task: str, args: tuple[str
         # It let itself be stopped, so its child lives on.
         assert lab.tasks.where.delay().wait(SOON) in children
     record = result.task()
-    assert [run.outcome for run in record.attempts] == ["error"]
+    assert [run.outcome for run in record.attempts] == ["timeout"]
     assert "hold" in record.traceback
 
 

@@ -353,8 +353,9 @@ class Model:
                 self._end_run(task, CANCELLED)
             case _ if task.cancel_asked:
                 self._end_run(task, CANCELLED)
-            case "error" | "fatal":
-                self._after_error(task, one.delay, retryable=one.outcome == "error")
+            case "error" | "timeout" | "fatal" | "fatal_timeout":
+                retryable = one.outcome in ("error", "timeout")
+                self._after_error(task, one.delay, retryable=retryable)
             case "stall":
                 self._after_stall(task)
             case "interrupted":
@@ -387,7 +388,8 @@ class Model:
             self._again(task, min(1000 * 2 ** (task.stalls - 2), 60_000))
 
     def _after_interruption(self, task: Task) -> None:
-        if task.limits.error_retry_limit == task.limits.stall_retry_limit == 0:
+        limits = task.limits
+        if limits.retry_limit == 0 or limits.error_retry_limit == limits.stall_retry_limit == 0:
             return self._end_run(task, FAILED)
         task.attempts += 1
         task.interruptions += 1

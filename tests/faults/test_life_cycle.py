@@ -42,8 +42,8 @@ WORKERS = (b"one ", b"two ")
 KNOWN = "app.known"
 HIGHEST = 15
 OUTCOMES = (
-    "success", "success", "error", "error", "fatal", "stall", "interrupted", "cancelled", "release",
-    "park",
+    "success", "success", "error", "timeout", "fatal", "stall", "interrupted", "cancelled",
+    "release", "park",
 )  # fmt: skip
 
 

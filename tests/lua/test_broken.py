@@ -165,7 +165,19 @@ def test_asked_for_it_is_not_there(
 
 
 @pytest.mark.parametrize(
-    "outcome", ["success", "error", "fatal", "stall", "interrupted", "cancelled", "release", "park"]
+    "outcome",
+    [
+        "success",
+        "error",
+        "timeout",
+        "fatal",
+        "fatal_timeout",
+        "stall",
+        "interrupted",
+        "cancelled",
+        "release",
+        "park",
+    ],
 )
 def test_beside_a_record(engine: Engine, worker: Worker, outcome: str) -> None:
     """Progress, attempts and who waits are lost with it; the task is not."""

@@ -64,7 +64,9 @@ def test_the_worker_of_a_running_task_is_asked_to_stop_it(engine: Engine, worker
     assert engine.places("a") == ["cancelled"]
 
 
-@pytest.mark.parametrize("outcome", ["error", "fatal", "stall", "interrupted", "release", "park"])
+@pytest.mark.parametrize(
+    "outcome", ["error", "timeout", "fatal", "stall", "interrupted", "release", "park"]
+)
 def test_a_task_whose_cancellation_was_asked_for_does_not_run_again(
     engine: Engine, worker: Worker, outcome: str
 ) -> None:

@@ -186,6 +186,8 @@ def test_an_interrupted_task_goes_back_to_the_head_uncounted(
     [
         {"error_retry_limit": 0, "stall_retry_limit": 0},
         {"retry_limit": 0, "error_retry_limit": 0, "stall_retry_limit": 0},
+        {"retry_limit": 0, "error_retry_limit": 0, "stall_retry_limit": 3},
+        {"retry_limit": 0, "error_retry_limit": 5, "stall_retry_limit": 3},
     ],
 )
 def test_a_task_that_may_run_at_most_once_fails_when_it_is_interrupted(
@@ -222,6 +224,59 @@ def test_the_last_ten_attempts_are_kept(engine: Engine, worker: Worker) -> None:
     task = engine.task("a")
     assert [run.outcome for run in task.attempts] == ["error"] * 9 + ["success"]
     assert task.error is None
+
+
+def test_a_timeout_is_an_error_that_the_history_tells_apart(engine: Engine, worker: Worker) -> None:
+    timeout = pack_error("TaskTimeout", "too long")
+    engine.put("a", error_retry_limit=2)
+    worker.run("a", "timeout", timeout)
+    worker.run("a", "error", ERROR)
+    task = engine.task("a")
+    assert (task.status, task.error_retries, task.stall_retries) == (TaskStatus.QUEUED, 2, 0)
+    worker.run("a", "timeout", timeout, delay_ms=1000)
+    task = engine.task("a")
+    assert (task.status, task.error) == (TaskStatus.FAILED, "TaskTimeout: too long")
+    assert [run.outcome for run in task.attempts] == ["timeout", "error", "timeout"]
+    engine.put("b", error_retry_limit=2)
+    worker.run("b", "fatal_timeout", timeout)
+    task = engine.task("b")
+    assert (task.status, task.error_retries) == (TaskStatus.FAILED, 0)
+    assert [run.outcome for run in task.attempts] == ["timeout"]
+
+
+def test_a_timeout_waits_for_its_delay(engine: Engine, worker: Worker) -> None:
+    engine.put("a", error_retry_limit=1)
+    worker.run("a", "timeout", ERROR, delay_ms=1500)
+    assert engine.task("a").enqueue_after == engine.in_(1.5)
+    assert engine.places("a") == ["s"]
+
+
+def test_attempts_of_every_kind_are_in_order(engine: Engine, worker: Worker) -> None:
+    engine.put("a", error_retry_limit=UNLIMITED, stall_retry_limit=UNLIMITED)
+    outcomes = ["interrupted", "error", "stall", "timeout", "error", "interrupted", "success"]
+    for number, outcome in enumerate(outcomes):
+        (lease,) = worker.claim()
+        engine.advance(number + 1)
+        data = b"\x07" if outcome == "success" else pack_error(outcome.title(), str(number), "t")
+        worker.end(lease, outcome, data)
+    task = engine.task("a")
+    assert [run.outcome for run in task.attempts] == outcomes
+    assert [run.error for run in task.attempts] == [
+        *(f"{outcome.title()}: {number}" for number, outcome in enumerate(outcomes[:-1])),
+        None,
+    ]
+    assert [(run.ended_at - run.started_at).total_seconds() for run in task.attempts] == [
+        1, 2, 3, 4, 5, 6, 7,
+    ]  # fmt: skip
+    assert {run.worker for run in task.attempts} == {worker.name.hex()}
+    assert [run.traceback for run in task.attempts] == ["t"] * 6 + [None]
+
+
+def test_a_run_that_succeeds_at_first_writes_no_history(engine: Engine, worker: Worker) -> None:
+    engine.put("a")
+    worker.run("a", "success", b"\x07")
+    assert [run.outcome for run in engine.task("a").attempts] == ["success"]
+    assert not engine.call("EXISTS", engine.key("x:a"))
 
 
 def test_a_retry_keeps_lane_and_priority(engine: Engine, worker: Worker) -> None:

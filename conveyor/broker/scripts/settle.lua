@@ -12,9 +12,9 @@
 --   ARGV[4]  number  most async tasks to claim
 --   ARGV[5]  number  most successful records the queue keeps
 --   ARGV[6]  ms      how long a task of unknown name stays parked
---   ARGV[7]  items   five arguments a lease from here on: id; token; outcome (success, error, fatal,
---                    stall, interrupted, cancelled, release, park); its bytes (result, error or
---                    reason); ms until the retry. What is released or interrupted goes to the head
+--   ARGV[7]  items   five arguments a lease from here on: id; token; outcome (success, error, timeout,
+--                    fatal, fatal_timeout, stall, interrupted, cancelled, release, park); its bytes
+--                    (result, error or reason); ms until the retry. What is released or interrupted goes to the head
 --                    one by one: the last claimed comes first
 -- RETURNS
 --   {server time in ms, verdicts (one each: 1 accepted, 0 stale, 2 already settled), claimed (id,
@@ -31,9 +31,13 @@ local parked_for
 
 function outcomes.success(id, record, bytes) finish(id, record, SUCCESS, bytes) end
 
-function outcomes.error(id, record, bytes, delay) after_error(id, record, bytes, tonumber(delay), true) end
+function outcomes.error(id, record, bytes, delay) after_error(id, record, ERROR, bytes, tonumber(delay), true) end
 
-function outcomes.fatal(id, record, bytes) after_error(id, record, bytes, 0, false) end
+function outcomes.fatal(id, record, bytes) after_error(id, record, ERROR, bytes, 0, false) end
+
+function outcomes.timeout(id, record, bytes, delay) after_error(id, record, TIMEOUT, bytes, tonumber(delay), true) end
+
+function outcomes.fatal_timeout(id, record, bytes) after_error(id, record, TIMEOUT, bytes, 0, false) end
 
 function outcomes.stall(id, record, bytes) after_stall(id, record, bytes) end
 

@@ -3,7 +3,8 @@
 -- Gives: after_error, after_interruption, after_stall, arm_expiry, cancelled_instead, has_begun,
 -- note_attempt, queue_again, release.
 
-local ERROR, STALL, INTERRUPTION, CANCELLATION = 'error', 'stall', 'interrupted', 'cancelled'
+local ERROR, TIMEOUT, STALL = 'error', 'timeout', 'stall'
+local INTERRUPTION, CANCELLATION = 'interrupted', 'cancelled'
 local KEPT_ATTEMPTS = 10
 
 -- `attempts` is a ring of the last runs in the task's hash: a0 to a9, `n` counts them all.
@@ -60,9 +61,10 @@ local function cancelled_instead(id, record)
   return true
 end
 
-local function after_error(id, record, error, delay, retryable)
+-- A run that raised, or took too long: both are errors, and only the history tells them apart.
+local function after_error(id, record, outcome, error, delay, retryable)
   if cancelled_instead(id, record) then return end
-  note_attempt(id, record, ERROR, error)
+  note_attempt(id, record, outcome, error)
   if not retryable or not may_retry(record, 69, 53) then return fail(id, record, error) end
   local errors = read('I4', record, 53) + 1
   run_again(id, with_counters(record, errors, read('I4', record, 57), read('I4', record, 61)), delay)
@@ -80,10 +82,15 @@ local function after_stall(id, record, error)
   schedule_again(id, counted, math.min(1000 * 2 ^ (stalls - 2), 60000))
 end
 
+-- Whatever its limits of either kind, without a retry a task runs at most once.
+local function at_most_once(record)
+  return read('I4', record, 65) == 0 or (read('I4', record, 69) == 0 and read('I4', record, 73) == 0)
+end
+
 local function after_interruption(id, record, error)
   if cancelled_instead(id, record) then return end
   note_attempt(id, record, INTERRUPTION, error)
-  if read('I4', record, 69) == 0 and read('I4', record, 73) == 0 then return fail(id, record, error) end
+  if at_most_once(record) then return fail(id, record, error) end
   queue_again(id, with_counters(record, read('I4', record, 53), read('I4', record, 57), read('I4', record, 61) + 1),
     push_head)
 end

@@ -1,0 +1,42 @@
+"""Which queue a worker claims from next: the first with work, or one drawn by weight."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from conveyor.worker.queue import WorkerQueue
+
+
+class Choice:
+    """The choice of one worker.
+
+    What was drawn stays so until it has claimed: drawn anew in every call that only settles, the
+    queue that is settled would be drawn too often.
+
+    Args:
+        weights: By number of the queue, or None for strict order.
+    """
+
+    def __init__(self, weights: Sequence[int] | None) -> None:
+        self._weights = weights
+        self._drawn: dict[str, WorkerQueue] = {}
+
+    def choose(self, queues: Sequence[WorkerQueue], lane: str) -> WorkerQueue | None:
+        """The queue to claim from, of those given, or None when none has work for the lane."""
+        now = time.monotonic()
+        with_work = [q for q in queues if q.has_work[lane] and now >= q.rests_until]
+        if not with_work or self._weights is None:
+            return next(iter(with_work), None)
+        if self._drawn.get(lane) not in with_work:
+            weights = [self._weights[queue.index] for queue in with_work]
+            self._drawn[lane] = random.choices(with_work, weights)[0]
+        return self._drawn[lane]
+
+    def claimed(self, lane: str) -> None:
+        """What was drawn has claimed: the next choice draws anew."""
+        self._drawn.pop(lane, None)
