@@ -45,8 +45,6 @@ nitpick_ignore_regex = [
     ("py:obj", ".*"),
     ("py:.*", rf"(?!conveyor\.(\w+\.)*({'|'.join(conveyor.__all__)})$).*"),
 ]
-# Guides that are still to come.
-suppress_warnings = ["toc.not_readable", "myst.xref_missing"]
 
 
 def setup(app: Sphinx) -> None:

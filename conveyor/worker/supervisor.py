@@ -321,7 +321,7 @@ class Supervisor:
         slots = self.plan.concurrency * (width if lane == SYNC else 1)
         more = self._windows[lane].ahead(slots) if ahead else 0
         held = len(self._held.waiting[lane]) - self._pool.suspects[lane] + self._claiming[lane]
-        if len(self._bells) > 1:
+        if len(self._lines.calls) > 1:
             held -= unheard(self._queues, lane, time.monotonic())
         return max(0, min(BATCH, room + more - held))
 
