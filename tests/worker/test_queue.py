@@ -113,6 +113,8 @@ def test_a_bell_that_lost_its_connection_may_have_lost_a_marker(app: Conveyor) -
                 queue.has_work = dict.fromkeys(queue.has_work, False)
             while not bell.link.connected:
                 bell.link.tick(time.monotonic() + 3600)
+                for key, _ in selector.select(0):
+                    key.data()
             assert all(all(queue.has_work.values()) for queue in queues)
             bell.link.renew()
         bell.link.close()
