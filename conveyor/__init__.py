@@ -34,11 +34,13 @@ from conveyor.errors import (
     UnknownTask,
     WaitTimeout,
 )
+from conveyor.events import Event, EventType
+from conveyor.listener import Listener
 from conveyor.manager import Manager
 from conveyor.orchestrator import Orchestrator
 from conveyor.plugins import Plugin
 from conveyor.queues import RateLimit, TaskCounts, WorkerRecord
-from conveyor.records import Attempt, TaskRecord, TaskStatus
+from conveyor.records import REDACTED, Attempt, TaskRecord, TaskStatus
 from conveyor.recurrence import RecurringRecord
 from conveyor.result import TaskResult
 from conveyor.task import AsyncTask, Call, Task
@@ -66,6 +68,11 @@ __all__ = [
     "RateLimit",
     "TaskCounts",
     "WorkerRecord",
+    # Events
+    "Event",
+    "EventType",
+    "Listener",
+    "REDACTED",
     # Running tasks
     "Orchestrator",
     "Worker",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import sys
@@ -18,6 +19,7 @@ from typing import (
     TypeVar,
     overload,
 )
+from weakref import WeakSet
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from typing_extensions import Unpack
@@ -29,6 +31,7 @@ from conveyor.broker.keys import check_name
 from conveyor.client import Client
 from conveyor.codec import Codec
 from conveyor.errors import ConfigurationError
+from conveyor.listener import Listener
 from conveyor.manager import Manager
 from conveyor.operations import Operations
 from conveyor.options import TASK_OPTIONS, TaskOptions, refuse_unknown
@@ -131,6 +134,7 @@ class Conveyor:
             environ=os.environ,
             directory=self.module.parent if self.module else Path.cwd(),
         )
+        self._listeners: WeakSet[Listener] = WeakSet()
         self.tasks: dict[str, BaseTask[..., Any]] = {}
         if broker is None:
             broker = os.environ.get("CONVEYOR_BROKER") or "embedded://"
@@ -219,6 +223,24 @@ class Conveyor:
         """The async twin of `manager`: the same methods, awaited."""
         return AsyncManager(self._operations(queue))
 
+    def listener(self, *queues: str) -> Listener:
+        """Listens to what happens in queues, until it is closed or the app is.
+
+        Args:
+            *queues: Names; none is the app's queue.
+
+        Raises:
+            BrokerUnavailable: The server cannot be reached.
+
+        Example:
+            >>> listener = app.listener()
+            >>> listener.on("task_complete", lambda event: print(event.task.id))
+        """
+        names = [check_name(queue, "queue") for queue in queues or (self.queue,)]
+        listener = Listener(self.client, list(dict.fromkeys(names)))
+        self._listeners.add(listener)
+        return listener
+
     def queues(self) -> list[str]:
         """The queues that the namespace has had tasks on, by name."""
         return self.client.broker.queues()
@@ -286,10 +308,12 @@ class Conveyor:
 
     def close(self) -> None:
         """Closes what this process opened; a shared client stays open."""
+        self._close_listeners()
         self.client.close()
 
     async def aclose(self) -> None:
         """Closes what this process opened, the running event loop's connections included."""
+        await asyncio.to_thread(self._close_listeners)
         await self.client.aclose()
 
     def __enter__(self) -> Self:
@@ -321,6 +345,10 @@ class Conveyor:
     def _operations(self, queue: str | None) -> Operations:
         name = self.queue if queue is None else check_name(queue, "queue")
         return Operations(self.client, self.tasks, name)
+
+    def _close_listeners(self) -> None:
+        for listener in list(self._listeners):
+            listener.close()
 
     def _declare(
         self, function: Callable[..., Any], bind: bool, options: Mapping[str, Any]

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from conveyor.backoff import DEFAULT_BACKOFF, Backoff
 from conveyor.errors import SerializationError
@@ -42,6 +42,19 @@ FENCE = struct.Struct("<I8x")
 UNLIMITED = 0xFFFFFFFF
 #: In a retention: kept until removed (also the most that fits).
 FOREVER = 0xFFFFFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Redacted:
+    """Stands for a value that is not shown."""
+
+    def __repr__(self) -> str:
+        """Says no more than that."""
+        return "<redacted>"
+
+
+#: In place of arguments and results that are not shown, or were too large to travel with an event.
+REDACTED: Final = Redacted()
 
 _NEVER = bytes(6)
 _OPTIONS_LENGTH = struct.Struct("<H")
@@ -181,6 +194,7 @@ class Options:
 
 
 _DEFAULT_OPTIONS = Options()
+_HIDDEN_CALL: tuple[Any, Any] = (REDACTED, REDACTED)
 
 
 def _seconds(value: object) -> float | None:
@@ -289,6 +303,20 @@ def with_headers(record: bytes, headers: Mapping[str, str]) -> bytes:
     return record[: HEADER.size - 4] + len(body).to_bytes(4, "little") + name + body
 
 
+def outline_of(record: bytes) -> Payload:
+    """The same without the call; options that were cut off or cannot be read are left out."""
+    *_, name_length, _ = HEADER.unpack_from(record)
+    start = HEADER.size + name_length
+    name = record[HEADER.size : start].decode(errors="replace")
+    length = int.from_bytes(record[start : start + _OPTIONS_LENGTH.size], "little")
+    options = record[start + _OPTIONS_LENGTH.size :][:length]
+    try:
+        Options.unpack(options)
+    except SerializationError:
+        options = b""
+    return Payload(name, options, b"")
+
+
 def pack_error(kind: str, message: str, traceback: str = "") -> bytes:
     """How an error travels: as text, never as a class to rebuild."""
     return pack([kind, message, traceback])
@@ -309,9 +337,23 @@ def read_error(data: bytes | None) -> tuple[str | None, str | None]:
 
 
 def decode_task(
-    task_id: str, queue: str, record: bytes, extras: Mapping[bytes, bytes], codec: Codec
+    task_id: str,
+    queue: str,
+    record: bytes,
+    extras: Mapping[bytes, bytes],
+    codec: Codec,
+    *,
+    reveal: bool = True,
 ) -> TaskRecord:
     """Turns the server's bytes into the snapshot users read.
+
+    Args:
+        task_id: Its id.
+        queue: Its queue.
+        record: The record; one that is not revealed may have been cut after its options.
+        extras: The hash beside it.
+        codec: For what users passed in.
+        reveal: Whether arguments and result are decoded; otherwise they are `REDACTED`.
 
     Raises:
         SerializationError: The record or something in it cannot be decoded.
@@ -321,15 +363,16 @@ def decode_task(
         error_retries, stall_retries, interruptions, retry_limit, error_limit, stall_limit,
         stall_ms, acknowledgement_ms, _, _, name_length, payload_length,
     ) = HEADER.unpack_from(record)  # fmt: skip
-    payload = payload_of(record)
+    payload = payload_of(record) if reveal else outline_of(record)
     options = Options.unpack(payload.options)
-    args, kwargs = codec.decode_call(payload.call)
+    args, kwargs = codec.decode_call(payload.call) if reveal else _HIDDEN_CALL
     status = _STATES[int(state)]
     attempts = _attempts(extras)
     error = read_error(extras.get(b"e")) if status is not TaskStatus.SUCCESS else (None, None)
     result = None
     if status is TaskStatus.SUCCESS:
-        result = codec.decode(record[HEADER.size + name_length + payload_length :])
+        encoded = record[HEADER.size + name_length + payload_length :]
+        result = codec.decode(encoded) if reveal else REDACTED
         run = Attempt(_moment(started), _moment(ended), nonce[:4].hex(), "success", None, None)
         attempts = (*attempts, run)[-10:]
     return TaskRecord(
@@ -369,7 +412,10 @@ def decode_task(
 
 
 def _optional(codec: Codec, data: bytes | None) -> Any:
-    return None if data is None else codec.decode(data)
+    """Nothing, what was too large to travel, or a value."""
+    if not data:
+        return None if data is None else REDACTED
+    return codec.decode(data)
 
 
 def _limit(value: int) -> float:
@@ -392,7 +438,7 @@ def _attempts(extras: Mapping[bytes, bytes]) -> tuple[Attempt, ...]:
     runs: list[Attempt] = []
     for number in range(max(0, count - 10), count):
         data = extras.get(b"a%d" % (number % 10))
-        if data is None:
+        if not data:
             continue
         started, ended, worker, length = _ATTEMPT.unpack_from(data)
         outcome = data[_ATTEMPT.size : _ATTEMPT.size + length].decode()

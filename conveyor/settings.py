@@ -89,6 +89,8 @@ class Settings:
     log_level: str = "INFO"
     #: How a log line is written.
     log_format: Literal["text", "json"] = "text"
+    #: Whether arguments and results of tasks are shown in events and logs.
+    log_arguments: bool = False
 
 
 def resolve_settings(
@@ -312,6 +314,7 @@ _RULES: Final[Mapping[str, Rule]] = {
     "grace": duration(zero=True),
     "log_level": choice("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
     "log_format": choice("text", "json"),
+    "log_arguments": _FLAG,
 }
 
 _DEFAULTS: Final[Mapping[str, Any]] = {field.name: field.default for field in fields(Settings)}

@@ -160,6 +160,14 @@ def test_a_script_uses_what_its_libraries_need_before_them(path: Path) -> None:
         present.append(library)
 
 
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_no_function_hides_another(path: Path) -> None:
+    uses = re.search(r"^-- USES +(.+)$", path.read_text(), re.MULTILINE)
+    parts = [FOLDER / "lib" / f"{library}.lua" for library in uses[1].split()] if uses else []
+    names = [name for part in (*parts, path) for name in functions_of(part.read_text())]
+    assert {name for name in names if names.count(name) > 1} == set()
+
+
 def test_a_good_header_has_no_faults() -> None:
     assert faults_of_script(GOOD) == []
 

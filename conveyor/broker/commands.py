@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from conveyor.broker.keys import QueueKeys
+    from conveyor.events import EventType
 
 T = TypeVar("T")
 
@@ -48,11 +49,12 @@ _RETRY = load_script("retry")
 _CONTROL = load_script("control")
 _PURGE = load_script("purge")
 _DESTROY = load_script("destroy")
+_ANNOUNCE = load_script("announce")
 
 SCRIPTS = (
     _ENQUEUE, _SETTLE, _RENEW, _MAINTAIN, _CANCEL, _PROGRESS,
     _READ, _WAIT, _HELLO, _UNPARK, _STATUS,
-    _LIST, _REMOVE, _RETRY, _CONTROL, _PURGE, _DESTROY,
+    _LIST, _REMOVE, _RETRY, _CONTROL, _PURGE, _DESTROY, _ANNOUNCE,
 )  # fmt: skip
 
 
@@ -248,6 +250,11 @@ def wait(keys: QueueKeys, process: str, ids: Sequence[str]) -> Command[list[Snap
 def hello(keys: QueueKeys, worker: str, ttl_ms: int, about: bytes) -> Command[int]:
     """Greets the server; answers its time in ms."""
     return Command(_HELLO, keys.script, [worker, ttl_ms, about], int)
+
+
+def announce(keys: QueueKeys, event: EventType, worker: str) -> Command[int]:
+    """Tells listeners of a worker, by its id in hex; answers the server's time in ms."""
+    return Command(_ANNOUNCE, keys.script, [event, worker], int)
 
 
 def unpark(keys: QueueKeys, start: int, names: Sequence[str]) -> Command[int]:

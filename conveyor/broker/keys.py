@@ -6,7 +6,7 @@ The scripts make them from `memory`, the one key they are given; Python needs on
 | key                | type   | holds                                                                   |
 |--------------------|--------|-------------------------------------------------------------------------|
 | `Q:absent`         | -      | never there: a cluster refuses scripts while it moves the queue's slot |
-| `Q:m`              | hash   | memory: last time seen, next due moments, server run id, counters; `paused` since when, `limit` (points:ms), `hold`: until when nothing is claimed |
+| `Q:m`              | hash   | memory: last time seen, next due moments, server run id, counters; `paused` since when, `limit` (points:ms), `hold`: until when nothing is claimed; `unheard`: nobody listens |
 | `Q:t:<id>`         | string | one record (see `records.py`)                                           |
 | `Q:x:<id>`         | hash   | extras: p progress, d data, e error, n and a0-a9 attempts, w waiters, u parked because, r the call that retried it |
 | `Q:r:<0-9>`, `Q:a:<0-9>` | list | ready ids, sync (or unknown) and async, by priority               |
@@ -26,6 +26,7 @@ The scripts make them from `memory`, the one key they are given; Python needs on
 | `Q:c:<worker>`     | string | the worker's last claim, so that it can be repeated                     |
 | `Q:w`, `Q:w:<worker>` | set, string | live workers, for people only; the string's expiry tells who lives |
 | `Q:d:<process>`    | sharded channel | outcomes that a process waits for                              |
+| `Q:events`         | sharded channel | events, for listeners                                          |
 | `conveyor:{namespace}:queues` | set | known queues, for people only                                  |
 """
 
@@ -98,3 +99,8 @@ class QueueKeys:
     def outcomes(self, process: str) -> str:
         """The channel on which a process hears how tasks ended."""
         return f"{self.prefix}d:{process}"
+
+    @property
+    def events(self) -> str:
+        """The channel on which listeners hear what happens in the queue."""
+        return f"{self.prefix}events"

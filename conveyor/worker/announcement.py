@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from conveyor.broker import commands
 from conveyor.errors import BrokerUnavailable
+from conveyor.events import EventType
 from conveyor.packing import pack
 from conveyor.recurring import Declarer
 
@@ -81,8 +82,10 @@ class Announcer:
     def paused(self, queues: Iterable[WorkerQueue], paused: bool) -> None:
         """Says that the worker takes no more tasks, or takes them again."""
         self._paused = paused
+        event = EventType.WORKER_PAUSED if paused else EventType.WORKER_RESUMED
         for queue in queues:
             queue.link.send(self.hello(queue), ignore_answer)
+            queue.link.send(commands.announce(queue.keys, event, self._worker), ignore_answer)
 
     def withdraw(self, queue: WorkerQueue) -> None:
         """Says goodbye."""

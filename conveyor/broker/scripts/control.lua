@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Pauses a queue, resumes it, or sets or clears its rate limit; workers are told at once.
 --
--- USES      record clock ready
+-- USES      record clock event ready
 -- KEYS
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves
@@ -29,12 +29,15 @@ local verbs = {}
 
 function verbs.pause()
   redis.call('HSET', M, 'hold', FOREVER)
-  return redis.call('HSETNX', M, 'paused', now)
+  local changed = redis.call('HSETNX', M, 'paused', now)
+  if changed == 1 then tell('queue_paused') end
+  return changed
 end
 
 function verbs.resume()
   local was_paused = redis.call('HDEL', M, 'paused')
   let_go()
+  if was_paused == 1 then tell('queue_resumed') end
   return was_paused
 end
 
@@ -49,6 +52,8 @@ function verbs.limit()
     redis.call('DEL', Q .. 'starts')
   end
   if not is_paused() then let_go() end
+  local told = limit and cmsgpack.pack({ points = tonumber(ARGV[2]), duration = ARGV[3] / 1000 })
+  tell('queue_rate_limit_updated', nil, nil, told)
   return 1
 end
 

@@ -3,7 +3,7 @@
 -- workers are asked to stop them), then what is known of workers, and in the end the queue's memory.
 -- Nothing is claimed meanwhile.
 --
--- USES      record clock ready finish purge mail
+-- USES      record clock event ready finish purge mail
 -- KEYS
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves

@@ -1,7 +1,7 @@
 #!lua flags=
 -- Adds tasks: each becomes queued, or scheduled when it is due later.
 --
--- USES      record clock ready finish add
+-- USES      record clock event ready finish add
 -- KEYS
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves

@@ -1,7 +1,7 @@
 #!lua flags=
 -- Fires a recurring entry: adds the tasks of the moments that have come, and keeps the next one.
 --
--- USES      record clock ready finish add
+-- USES      record clock event ready finish add
 -- KEYS
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves

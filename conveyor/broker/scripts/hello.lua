@@ -2,7 +2,7 @@
 -- Greets a server on every new connection of a worker or orchestrator: notices that it is another
 -- one than before (restart, failover), and announces the worker to people.
 --
--- USES      record clock mail
+-- USES      record clock event mail
 -- KEYS
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves
@@ -34,9 +34,11 @@ if ARGV[1] ~= '' then
   local ttl = tonumber(ARGV[2])
   forget_dead_workers()
   if ttl > 0 then
-    redis.call('SADD', Q .. 'w', ARGV[1])
     redis.call('SET', Q .. 'w:' .. ARGV[1], ARGV[3], 'PX', ttl)
+    if redis.call('SADD', Q .. 'w', ARGV[1]) == 1 then tell('worker_started', nil, nil, ARGV[3], ARGV[1]) end
   else
+    local about = redis.call('GET', Q .. 'w:' .. ARGV[1])
+    if redis.call('SREM', Q .. 'w', ARGV[1]) == 1 then tell('worker_shutdown', nil, nil, about, ARGV[1]) end
     forget_worker(ARGV[1])
   end
 end

@@ -2,7 +2,7 @@
 -- Moves everything that has come due, and says when the next thing will, and which recurring entries
 -- are to be fired; reminds workers of what is ready.
 --
--- USES      record clock ready finish rerun due
+-- USES      record clock event ready finish rerun due
 -- KEYS
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves

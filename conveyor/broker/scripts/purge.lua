@@ -2,7 +2,7 @@
 -- Removes tasks that wait, a bounded number a call: scheduled, queued and parked ones. Running and
 -- ended ones stay.
 --
--- USES      record clock ready finish purge
+-- USES      record clock event ready finish purge
 -- KEYS
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves

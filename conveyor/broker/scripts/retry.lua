@@ -2,7 +2,7 @@
 -- Queues an ended task again, as if it had never run: its counters, error, result, progress and
 -- expiry are cleared; its attempts, its data and its start counter stay.
 --
--- USES      record clock ready finish rerun
+-- USES      record clock event ready finish rerun
 -- KEYS
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Ends leases, each with its outcome, and claims new work in the same round trip.
 --
--- USES      record clock ready finish rerun due mail limit
+-- USES      record clock event ready finish rerun due mail limit
 -- KEYS
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves
@@ -57,6 +57,7 @@ function outcomes.park(id, record, reason)
   redis.call('ZADD', Q .. 'parked', now + ARGV[6], id)
   wake_orchestrator('kept', now + ARGV[6])
   arm_expiry(id, record)
+  tell('task_updated', id)
   parked_for = worker_of(record)
 end
 
@@ -107,6 +108,7 @@ local function lease(id, record)
   leases[#leases + 1] = expiry
   leases[#leases + 1] = id
   wake_orchestrator('due', expiry)
+  tell('task_processing', id, claimed[#claimed])
   bytes = bytes + #record
 end
 

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Releases parked tasks whose names a worker knows.
 --
--- USES      record clock ready finish rerun
+-- USES      record clock event ready finish rerun
 -- KEYS
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves
@@ -29,7 +29,7 @@ for _, id in ipairs(ids) do
   elseif known[name_of(record)] then
     redis.call('ZREM', Q .. 'parked', id)
     redis.call('HDEL', extras(id), 'u')
-    queue_again(id, record, push_tail)
+    queue_again(id, record, push_tail, 'task_updated')
   else
     kept = kept + 1
   end

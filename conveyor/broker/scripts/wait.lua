@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Registers a process to be told when tasks end; those that have ended are answered at once.
 --
--- USES      record clock finish
+-- USES      record clock event finish
 -- KEYS
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves

@@ -1,5 +1,5 @@
 -- Adds a new task: queued, or scheduled when it is due later.
--- Needs: record, clock, ready.
+-- Needs: record, clock, event, ready.
 -- Gives: add_new.
 
 local function moment_of(text, base)
@@ -31,5 +31,6 @@ local function add_new(id, due_text, expires_text, record)
     redis.call('ZADD', Q .. 's', due, id)
     wake_orchestrator('due', due)
   end
+  tell(state == QUEUED and 'task_queued' or 'task_scheduled', id)
   return true
 end

@@ -4,12 +4,14 @@
 
 -- Two moments, so that an orchestrator looks only where something is due: `due`, of the first lease,
 -- expiry or scheduled task; and `kept`, until when the first parked or ended one is kept.
-local memory = redis.call('HMGET', M, 'seen', 'gap', 'due', 'kept', 'hold', 'limit')
+local memory = redis.call('HMGET', M, 'seen', 'gap', 'due', 'kept', 'hold', 'limit', 'unheard')
 local time = redis.call('TIME')
 local now = math.max(time[1] * 1000 + math.floor(time[2] / 1000), tonumber(memory[1]) or 0)
 local moments = { due = tonumber(memory[3]), kept = tonumber(memory[4]) }
 -- Until when nothing is claimed: for ever while the queue is paused, or as its rate limit has it.
 local hold = tonumber(memory[5]) or 0
+-- Whether nobody was listening when a script last looked.
+local unheard = memory[7]
 
 local function remember_time() redis.call('HSET', M, 'seen', now) end
 

@@ -1,5 +1,5 @@
 -- Moves what has come due, a bounded number a call: promotes, expires, reaps, gives up, trims.
--- Needs: record, clock, ready, finish, rerun.
+-- Needs: record, clock, event, ready, finish, rerun.
 -- Gives: expire, forget_recurring, leave_place, move_everything, pack_error, promote, reap.
 
 local function pack_error(kind, message) return cmsgpack.pack({ kind, message, '' }) end
@@ -22,6 +22,7 @@ local function promote_one(id)
   if state_of(record) ~= SCHEDULED then return set_aside(id, 'listed as scheduled but is not') end
   redis.call('SETRANGE', Q .. 't:' .. id, 2, string.char(QUEUED) .. string.sub(record, 4, 4) .. struct.pack('<I6', now))
   push_tail(id, record)
+  tell('task_queued', id)
 end
 
 local function leave_place(id, state)

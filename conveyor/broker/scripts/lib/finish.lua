@@ -1,9 +1,10 @@
--- Ends a task: final record, its retention, and the word to those who wait for it.
--- Needs: record, clock.
+-- Ends a task: final record, its retention, and the word to those who wait for it or listen.
+-- Needs: record, clock, event.
 -- Gives: RESEND_MS, call_of, fail, finish, mark_of, remove_record, trim_to_cap,
 -- vanish.
 
 local ENDED_SETS = { [SUCCESS] = 'ok', [FAILED] = 'failed', [CANCELLED] = 'cancelled' }
+local ENDED_EVENTS = { [SUCCESS] = 'task_success', [FAILED] = 'task_fail', [CANCELLED] = 'task_cancelled' }
 local INLINE_OUTCOME = 65536
 
 local function remove_record(id)
@@ -28,7 +29,7 @@ local function remember_gone(id, record)
   if #old > 0 then redis.call('ZREM', Q .. 'gone', unpack(old)) end
 end
 
-local function tell(waiters, message)
+local function tell_waiters(waiters, message)
   local packed = cmsgpack.pack(message)
   for waiter in string.gmatch(waiters or '', '[^,]+') do redis.call('SPUBLISH', Q .. 'd:' .. waiter, packed) end
 end
@@ -39,7 +40,7 @@ local function publish_outcome(id, record, removed)
   if removed or #record <= INLINE_OUTCOME then
     message = { id, record, read_extras(id) }
   end
-  tell(redis.call('HGET', extras(id), 'w'), message)
+  tell_waiters(redis.call('HGET', extras(id), 'w'), message)
 end
 
 -- Removes a task that has no outcome: those who wait for it are told to look.
@@ -47,7 +48,7 @@ local function vanish(id, record)
   local waiters = has_flag(record, WAITED) and redis.call('HGET', extras(id), 'w')
   remember_gone(id, record)
   remove_record(id)
-  tell(waiters, { id })
+  tell_waiters(waiters, { id })
 end
 
 local function trim_to_cap(set, cap)
@@ -65,6 +66,8 @@ local function finish(id, record, state, result)
   local removed = retain == 0 or (state == SUCCESS and has_flag(record, REMOVE_ON_SUCCESS))
     or (state == FAILED and has_flag(record, REMOVE_ON_FAILED))
   if has_flag(record, WAITED) then publish_outcome(id, final, removed) end
+  tell(ENDED_EVENTS[state], id, final)
+  tell('task_complete', id, final)
   redis.call('HINCRBY', M, ENDED_SETS[state], 1)
   if removed then
     remember_gone(id, record)

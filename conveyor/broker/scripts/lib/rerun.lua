@@ -1,5 +1,5 @@
 -- What follows a run that did not succeed: its entry in the history, and another run or the end.
--- Needs: record, clock, ready, finish.
+-- Needs: record, clock, event, ready, finish.
 -- Gives: after_error, after_interruption, after_stall, arm_expiry, cancelled_instead, has_begun,
 -- note_attempt, queue_again, release.
 
@@ -25,20 +25,22 @@ local function has_begun(record)
   return read('I4', record, 53) + read('I4', record, 57) + read('I4', record, 61) > 0
 end
 
-local function queue_again(id, record, push)
-  redis.call('SET', Q .. 't:' .. id,
-    string.sub(record, 1, 2) .. string.char(QUEUED) .. string.sub(record, 4, 4)
-    .. struct.pack('<I6', now) .. string.sub(record, 11))
+local function queue_again(id, record, push, event)
+  local changed = string.sub(record, 1, 2) .. string.char(QUEUED) .. string.sub(record, 4, 4)
+    .. struct.pack('<I6', now) .. string.sub(record, 11)
+  redis.call('SET', Q .. 't:' .. id, changed)
   push(id, record)
+  tell(event or 'task_queued', id, changed)
 end
 
 local function schedule_again(id, record, delay)
   local due = now + delay
-  redis.call('SET', Q .. 't:' .. id,
-    string.sub(record, 1, 2) .. string.char(SCHEDULED) .. string.sub(record, 4, 34)
-    .. struct.pack('<I6', due) .. string.sub(record, 41))
+  local changed = string.sub(record, 1, 2) .. string.char(SCHEDULED) .. string.sub(record, 4, 34)
+    .. struct.pack('<I6', due) .. string.sub(record, 41)
+  redis.call('SET', Q .. 't:' .. id, changed)
   redis.call('ZADD', Q .. 's', due, id)
   wake_orchestrator('due', due)
+  tell('task_scheduled', id, changed)
 end
 
 local function run_again(id, record, delay)
@@ -65,6 +67,7 @@ end
 local function after_error(id, record, outcome, error, delay, retryable)
   if cancelled_instead(id, record) then return end
   note_attempt(id, record, outcome, error)
+  tell('task_error', id, record)
   if not retryable or not may_retry(record, 69, 53) then return fail(id, record, error) end
   local errors = read('I4', record, 53) + 1
   run_again(id, with_counters(record, errors, read('I4', record, 57), read('I4', record, 61)), delay)
@@ -75,6 +78,7 @@ end
 local function after_stall(id, record, error)
   if cancelled_instead(id, record) then return end
   note_attempt(id, record, STALL, error)
+  tell('task_stalled', id, record)
   if not may_retry(record, 73, 57) then return fail(id, record, error) end
   local stalls = read('I4', record, 57) + 1
   local counted = with_counters(record, read('I4', record, 53), stalls, read('I4', record, 61))

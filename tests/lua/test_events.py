@@ -1,0 +1,518 @@
+"""What each script tells those who listen to a queue, and what it costs where nobody does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgpack
+import pytest
+
+from conveyor import REDACTED, EventType, TaskStatus
+from conveyor.broker import commands
+from conveyor.events import decode_event
+from conveyor.records import HEADER, Flag, Options, pack_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine import Engine, Worker
+
+    from conveyor import Event
+
+ERROR = pack_error("ValueError", "no", "line 1")
+#: What does not travel with an event.
+LARGE = 32_768
+#: The end of a task, told once.
+SUCCESS = ["task_success", "task_complete"]
+FAIL = ["task_fail", "task_complete"]
+CANCELLED = ["task_cancelled", "task_complete"]
+
+
+class Told(NamedTuple):
+    """One event as it was published."""
+
+    type: str
+    now_ms: int
+    id: str | None
+    record: bytes
+    extras: dict[bytes, bytes]
+    data: bytes | None
+    worker: str | None
+    message: bytes
+
+
+class Ear:
+    """A subscription to the events of a queue, read by hand."""
+
+    def __init__(self, engine: Engine) -> None:
+        server: Any = engine.broker.server
+        self.engine = engine
+        self.connection = server.connection(engine.keys.memory)
+        self.connection.send_command("SSUBSCRIBE", engine.keys.events)
+        assert self.connection.read_response()[0] == b"ssubscribe"
+        engine.call("HDEL", engine.keys.memory, "unheard")
+
+    def heard(self) -> list[Told]:
+        """What was published since it was asked last."""
+        self.connection.send_command("PING")
+        told: list[Told] = []
+        while (message := self.connection.read_response(disable_decoding=True))[0] != b"pong":
+            told.append(_told(message[2]))
+        return told
+
+    def types(self) -> list[str]:
+        """The same, of each its type."""
+        return [one.type for one in self.heard()]
+
+    def events(self, *, reveal: bool = False) -> list[Event]:
+        """The same, as users see it."""
+        codec = self.engine.app.client.codec
+        queue = self.engine.queue
+        return [decode_event(queue, one.message, codec, reveal=reveal) for one in self.heard()]
+
+
+def _told(message: bytes) -> Told:
+    kind, now, task_id, record, extras, data, worker = msgpack.unpackb(message, raw=True)
+    return Told(
+        kind.decode(),
+        now,
+        task_id.decode() if task_id else None,
+        record or b"",
+        commands.pairs(extras or []),
+        None if data is False else data,
+        worker.decode() if worker else None,
+        message,
+    )
+
+
+@pytest.fixture
+def ear(engine: Engine) -> Ear:
+    return Ear(engine)
+
+
+def calls(engine: Engine, command: str) -> int:
+    """How often the server has run a command so far."""
+    info = engine.app.client.broker.server.client().info("commandstats")  # type: ignore[union-attr]
+    return int(info.get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+
+def counted(engine: Engine) -> int:
+    """How often subscriptions were counted so far."""
+    return calls(engine, "pubsub|shardnumsub")
+
+
+def run(outcome: str, data: bytes = b"", **about: Any) -> Callable[[Engine, Worker], None]:
+    """One run of task "a" that ends so; what came before is not of interest."""
+    delay_ms = about.pop("delay_ms", 0)
+
+    def provoke(engine: Engine, worker: Worker) -> None:
+        engine.put("a", **about)
+        (lease,) = worker.claim()
+        begin_here(engine)
+        worker.end(lease, outcome, data, delay_ms=delay_ms)
+
+    return provoke
+
+
+def begin_here(engine: Engine) -> None:
+    """Marks where a provocation begins."""
+    engine.call("SPUBLISH", engine.keys.events, msgpack.packb(["-", 0, "", "", [], False, False]))
+
+
+def enqueue(engine: Engine, _worker: Worker) -> None:
+    begin_here(engine)
+    engine.put("a")
+
+
+def schedule(engine: Engine, _worker: Worker) -> None:
+    begin_here(engine)
+    engine.put("a", due="+1000")
+
+
+def come_due(engine: Engine, _worker: Worker) -> None:
+    engine.put("a", due="+1000")
+    begin_here(engine)
+    engine.advance(1)
+    engine.maintain()
+
+
+def claim(engine: Engine, worker: Worker) -> None:
+    engine.put("a")
+    begin_here(engine)
+    worker.claim()
+
+
+def come_due_in_a_claim(engine: Engine, worker: Worker) -> None:
+    engine.put("a", due="+1000")
+    begin_here(engine)
+    engine.advance(1)
+    worker.claim()
+
+
+def cancel_queued(engine: Engine, _worker: Worker) -> None:
+    engine.put("a")
+    begin_here(engine)
+    engine.cancel("a")
+
+
+def cancel_scheduled(engine: Engine, _worker: Worker) -> None:
+    engine.put("a", due="+1000")
+    begin_here(engine)
+    engine.cancel("a")
+
+
+def cancel_running(outcome: str) -> Callable[[Engine, Worker], None]:
+    def provoke(engine: Engine, worker: Worker) -> None:
+        engine.put("a", error_retry_limit=1)
+        (lease,) = worker.claim()
+        begin_here(engine)
+        engine.cancel("a")
+        worker.end(lease, outcome, ERROR)
+
+    return provoke
+
+
+def expire(engine: Engine, _worker: Worker) -> None:
+    engine.put("a", expires="+1000")
+    begin_here(engine)
+    engine.advance(1)
+    engine.maintain()
+
+
+def expire_in_a_claim(engine: Engine, worker: Worker) -> None:
+    engine.put("a", expires="+1000")
+    engine.advance(1)
+    begin_here(engine)
+    worker.claim()
+
+
+def stall(**about: Any) -> Callable[[Engine, Worker], None]:
+    def provoke(engine: Engine, worker: Worker) -> None:
+        engine.put("a", stall_ms=1000, **about)
+        worker.claim()
+        begin_here(engine)
+        engine.advance(1)
+        engine.maintain()
+
+    return provoke
+
+
+def stall_twice(engine: Engine, worker: Worker) -> None:
+    engine.put("a")
+    worker.run("a", "stall", ERROR)
+    (lease,) = worker.claim()
+    begin_here(engine)
+    worker.end(lease, "stall", ERROR)
+
+
+def unpark(engine: Engine, worker: Worker) -> None:
+    engine.put("a")
+    worker.run("a", "park", b"unknown")
+    begin_here(engine)
+    engine.run(commands.unpark(engine.keys, 0, ["app.add"]))
+
+
+def give_up(engine: Engine, worker: Worker) -> None:
+    engine.put("a")
+    worker.run("a", "park", b"unknown")
+    begin_here(engine)
+    engine.advance(86_400)
+    engine.maintain()
+
+
+def say(field: str) -> Callable[[Engine, Worker], None]:
+    def provoke(engine: Engine, worker: Worker) -> None:
+        engine.put("a")
+        (lease,) = worker.claim()
+        begin_here(engine)
+        assert engine.run(commands.progress(engine.keys, "a", lease.token, field, b"\x07"))
+
+    return provoke
+
+
+@pytest.mark.parametrize(
+    ("provoke", "told"),
+    [
+        (enqueue, ["task_queued"]),
+        (schedule, ["task_scheduled"]),
+        (come_due, ["task_queued"]),
+        (claim, ["task_processing"]),
+        (come_due_in_a_claim, ["task_queued", "task_processing"]),
+        (run("success", b"\x07"), SUCCESS),
+        (run("success", b"\x07", flags=Flag.REMOVE_ON_SUCCESS), SUCCESS),
+        (run("error", ERROR), ["task_error", *FAIL]),
+        (run("error", ERROR, flags=Flag.REMOVE_ON_FAILED), ["task_error", *FAIL]),
+        (run("error", ERROR, error_retry_limit=1), ["task_error", "task_queued"]),
+        (run("error", ERROR, error_retry_limit=1, delay_ms=9), ["task_error", "task_scheduled"]),
+        (run("fatal", ERROR, error_retry_limit=1), ["task_error", *FAIL]),
+        (run("stall", ERROR), ["task_stalled", "task_queued"]),
+        (run("stall", ERROR, stall_retry_limit=0), ["task_stalled", *FAIL]),
+        (stall_twice, ["task_stalled", "task_scheduled"]),
+        (stall(), ["task_stalled", "task_queued"]),
+        (stall(stall_retry_limit=0), ["task_stalled", *FAIL]),
+        (run("interrupted", ERROR), ["task_queued"]),
+        (run("interrupted", ERROR, stall_retry_limit=0), FAIL),
+        (run("release"), ["task_queued"]),
+        (run("cancelled"), CANCELLED),
+        (cancel_queued, CANCELLED),
+        (cancel_scheduled, CANCELLED),
+        (cancel_running("error"), CANCELLED),
+        (cancel_running("success"), SUCCESS),
+        (expire, FAIL),
+        (expire_in_a_claim, FAIL),
+        (run("park", b"unknown"), ["task_updated"]),
+        (unpark, ["task_updated"]),
+        (give_up, FAIL),
+        (say("p"), ["task_progress_updated"]),
+        (say("d"), ["task_updated"]),
+    ],
+)
+def test_what_is_told(
+    engine: Engine, worker: Worker, ear: Ear, provoke: Any, told: list[str]
+) -> None:
+    provoke(engine, worker)
+    heard = ear.heard()
+    heard = heard[[one.type for one in heard].index("-") + 1 :]
+    assert [one.type for one in heard] == told
+    assert {one.id for one in heard} == {"a"}
+    assert {one.now_ms for one in heard} == {engine.now_ms}
+    assert set(told) <= set(EventType)
+
+
+def test_the_task_is_told_as_it_was_at_that_moment(
+    engine: Engine, worker: Worker, ear: Ear
+) -> None:
+    engine.put("a", error_retry_limit=1, flags=Flag.REMOVE_ON_SUCCESS)
+    worker.run("a", "error", ERROR)
+    worker.run("a", "success", b"\x07")
+    queued, processing, error, again, _, success, complete = ear.events()
+    assert [event.task and event.task.status for event in (queued, processing, error, again)] == [
+        TaskStatus.QUEUED,
+        TaskStatus.PROCESSING,
+        TaskStatus.PROCESSING,
+        TaskStatus.QUEUED,
+    ]
+    assert queued.worker is None
+    assert processing.worker == error.worker == worker.name.hex()
+    assert error.task is not None
+    assert error.task.error == "ValueError: no"
+    assert again.task is not None
+    assert (again.task.error_retries, len(again.task.attempts)) == (1, 1)
+    for ended in (success, complete):
+        assert ended.task is not None
+        assert ended.task.status is TaskStatus.SUCCESS
+        assert ended.task.processing_ended_at == ended.created_at == engine.now
+        assert ended.queue == "default"
+    assert not engine.exists("a")
+
+
+def test_progress_and_data_are_told_with_their_value(
+    engine: Engine, worker: Worker, ear: Ear
+) -> None:
+    engine.put("a")
+    (lease,) = worker.claim()
+    engine.run(commands.progress(engine.keys, "a", lease.token, "p", b"\x07"))
+    engine.run(commands.progress(engine.keys, "a", lease.token, "d", b"\x08"))
+    *_, progress, data = ear.events()
+    assert (progress.data, progress.task and progress.task.progress) == (7, 7)
+    assert (data.data, data.task and data.task.data) == (8, 8)
+    assert engine.run(commands.progress(engine.keys, "a", b"x" * 12, "p", b"\x09")) is False
+    assert ear.types() == []
+
+
+def test_workers_are_told_when_they_come_and_go(engine: Engine, ear: Ear) -> None:
+    about = msgpack.packb({"host": "here"})
+    for _ in range(2):  # a greeting is repeated on every new connection
+        engine.run(commands.hello(engine.keys, "0000000a", 60_000, about))
+    for event in (EventType.WORKER_PAUSED, EventType.WORKER_RESUMED):
+        engine.run(commands.announce(engine.keys, event, "0000000a"))
+    for _ in range(2):
+        engine.run(commands.hello(engine.keys, "0000000a", 0, b""))
+    engine.run(commands.hello(engine.keys, "", 0, b""))
+    events = ear.events()
+    assert [event.type for event in events] == [
+        "worker_started",
+        "worker_paused",
+        "worker_resumed",
+        "worker_shutdown",
+    ]
+    for event in events:
+        assert (event.worker, event.data, event.task) == ("0000000a", {"host": "here"}, None)
+
+
+def test_a_queue_is_told_when_it_changes(engine: Engine, ear: Ear) -> None:
+    manager = engine.app.manager()
+    for _ in range(2):  # what changes nothing is not told
+        manager.pause_queue()
+    for _ in range(2):
+        manager.resume_queue()
+    for _ in range(2):
+        manager.set_queue_rate_limit(5, 0.5)
+    for _ in range(2):
+        manager.clear_queue_rate_limit()
+    events = ear.events()
+    assert [(event.type.value, event.data) for event in events] == [
+        ("queue_paused", None),
+        ("queue_resumed", None),
+        ("queue_rate_limit_updated", {"points": 5, "duration": 0.5}),
+        ("queue_rate_limit_updated", None),
+    ]
+    assert all(event.task is event.worker is None for event in events)
+
+
+def test_what_a_manager_does_to_a_task_is_told(engine: Engine, worker: Worker, ear: Ear) -> None:
+    manager = engine.app.manager()
+    engine.put("a", "b")
+    worker.run("a", "fatal", ERROR)
+    ear.heard()
+    assert manager.retry_task_by_id("a")
+    (event,) = ear.events()
+    assert event.type == "task_queued"
+    assert event.task is not None
+    assert (event.task.error, event.task.status) == (None, TaskStatus.QUEUED)
+    manager.remove_task_by_id("a")
+    manager.purge_queue()
+    assert ear.types() == []
+    manager.destroy_queue()
+    engine.put("c")
+    assert ear.types() == ["task_queued"]
+
+
+def test_a_call_that_is_repeated_tells_nothing_again(
+    engine: Engine, worker: Worker, ear: Ear
+) -> None:
+    new = engine.new("a")
+    engine.enqueue(new)
+    (lease,) = worker.claim()
+    worker.end(lease, "success", b"\x07")
+    ear.heard()
+    engine.enqueue(new)
+    worker.claim(again=True)
+    assert worker.end(lease, "success", b"\x07") == commands.Verdict.ALREADY
+    engine.cancel("a")
+    assert ear.types() == []
+
+
+def test_a_batch_is_told_in_order(engine: Engine, worker: Worker, ear: Ear) -> None:
+    engine.put(*"abc")
+    worker.claim(3)
+    heard = [(one.type, one.id) for one in ear.heard()]
+    assert heard == [("task_queued", one) for one in "abc"] + [
+        ("task_processing", one) for one in "abc"
+    ]
+
+
+def test_nobody_listens(engine: Engine, worker: Worker) -> None:
+    before, published = counted(engine), calls(engine, "spublish")
+    engine.put("a", "b", error_retry_limit=1)
+    assert counted(engine) == before + 1
+    worker.run("a", "error", ERROR, delay_ms=1)
+    worker.run("b", "success", b"\x07")
+    engine.advance(1)
+    engine.maintain()
+    engine.cancel("a")
+    assert counted(engine) == before + 1
+    assert calls(engine, "spublish") == published
+
+
+def test_subscriptions_are_counted_once_a_call_that_has_something_to_tell(
+    engine: Engine, worker: Worker, ear: Ear
+) -> None:
+    before = counted(engine)
+    engine.put("a", "b", "c")
+    assert counted(engine) == before + 1
+    held = worker.claim(3)
+    assert counted(engine) == before + 2
+    worker.renew(*held)
+    worker.send()
+    engine.maintain()
+    engine.run(commands.read(engine.keys, ["a"]))
+    engine.run(commands.status(engine.keys))
+    engine.run(commands.hello(engine.keys, "", 0, b""))
+    assert engine.cancel("a") == 1
+    assert engine.run(commands.progress(engine.keys, "a", b"x" * 12, "p", b"\x09")) is False
+    assert counted(engine) == before + 2
+    assert len(ear.heard()) == 6
+
+
+def test_a_listener_that_is_gone_costs_one_count(engine: Engine, ear: Ear) -> None:
+    engine.put("a")
+    assert ear.types() == ["task_queued"]
+    ear.connection.disconnect()
+    before, published = counted(engine), calls(engine, "spublish")
+    engine.put("b")
+    while calls(engine, "spublish") > published:  # the server had not noticed yet
+        published = calls(engine, "spublish")
+        before = counted(engine)
+        engine.put(f"b{published}")
+    assert counted(engine) == before + 1
+    engine.put("c")
+    assert counted(engine) == before + 1
+    ear = Ear(engine)
+    engine.put("d")
+    assert ear.types() == ["task_queued"]
+
+
+def test_a_queue_whose_memory_was_removed_is_still_heard(engine: Engine, ear: Ear) -> None:
+    engine.put("a")
+    engine.call("DEL", engine.keys.memory)
+    engine.put("b")
+    assert ear.types() == ["task_queued"] * 2
+
+
+def test_what_is_too_large_does_not_travel(engine: Engine, worker: Worker, ear: Ear) -> None:
+    options = Options(headers={"tenant": "a"}).pack()
+    engine.put("a", args=(b"x" * LARGE,), options=options)
+    (lease,) = worker.claim()
+    large = engine.app.client.codec.encode("x" * LARGE, "progress")
+    engine.run(commands.progress(engine.keys, "a", lease.token, "p", large))
+    engine.run(commands.progress(engine.keys, "a", lease.token, "d", b"\x08"))
+    text = "x" * LARGE
+    worker.end(lease, "fatal", pack_error("ValueError", "no", text))
+    heard = ear.heard()
+    assert all(len(one.record) < 200 for one in heard)
+    assert sum(len(one.message) for one in heard) < 4 * LARGE
+    *_, progress, data, error, _, complete = (
+        decode_event("default", one.message, engine.app.client.codec, reveal=True) for one in heard
+    )
+    assert progress.data is REDACTED
+    for event in (progress, data, error, complete):
+        assert event.task is not None
+        assert (event.task.args, event.task.kwargs) == (REDACTED, REDACTED)
+        assert event.task.progress is REDACTED
+        assert event.task.headers == {"tenant": "a"}
+    assert complete.task is not None
+    assert (complete.task.data, complete.task.traceback) == (8, text)
+    assert complete.task.attempts == ()
+    # What is kept is whole.
+    task = engine.task("a")
+    assert (task.args, len(task.progress), len(task.attempts)) == ((b"x" * LARGE,), LARGE, 1)
+
+
+def test_options_that_cannot_be_read_are_left_out(engine: Engine, worker: Worker, ear: Ear) -> None:
+    engine.put("a", args=(1,), options=b"\xc1")
+    worker.run("a", "success", b"\x07")
+    for event in ear.events(reveal=True):
+        assert event.task is not None
+        assert (event.task.name, event.task.args, event.task.headers) == ("app.add", REDACTED, {})
+
+
+def test_a_malformed_record_is_told_without_what_cannot_be_read(
+    engine: Engine, worker: Worker, ear: Ear
+) -> None:
+    engine.put("a")
+    name = b"n" * 60_000
+    record = bytearray(engine.call("GET", engine.key("t:a"))[: HEADER.size] + name)
+    record[HEADER.size - 6 :] = len(name).to_bytes(2, "little") + bytes(4) + name
+    engine.call("SET", engine.key("t:a"), bytes(record))
+    worker.run("a", "fatal", ERROR)
+    events = ear.events(reveal=True)
+    assert [event.type for event in events] == [
+        "task_queued",
+        "task_processing",
+        "task_error",
+        *FAIL,
+    ]
+    assert events[-1].task is not None
+    assert events[-1].task.error == "ValueError: no"
+    assert events[-1].task.name == name.decode()
