@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 import pytest
+import redis
+import redis.asyncio
 from playing import SOON, Player, end, run
 from servers import Proxy, Server, wait_until
 
@@ -334,6 +336,19 @@ def test_one_connection_carries_all_queues(app: Conveyor, server: Server) -> Non
     with app.listener("a", "b", "c"):
         assert subscribers() == before + 1
     wait_until(lambda: subscribers() == before, "unsubscribed")
+
+
+@pytest.mark.parametrize("kind", [redis.Redis, redis.asyncio.Redis])
+@pytest.mark.parametrize("decode", [False, True])
+def test_a_shared_client_listens_too(server: Server, kind: Any, decode: bool) -> None:
+    client = kind.from_url(server.url, decode_responses=decode)
+    with Conveyor("shared", broker=client) as app, app.listener() as listener:
+        with Conveyor("shared", broker=server.url) as other:
+            task_id = send(other)
+            end(other, "success", 1)
+        events = take(iter(listener), 4)
+        assert {_task_id(event) for event in events} == {task_id}
+        assert types(events) == LIFE
 
 
 def test_the_end_of_a_task_is_told_once(app: Conveyor) -> None:

@@ -159,6 +159,17 @@ def test_a_task_that_expires_with_no_worker_is_told_by_the_orchestrator(lab: Lab
     assert event.task.error == "TaskExpired: Task has expired"
 
 
+def test_a_recurring_task_is_told_as_queued(lab: Lab) -> None:
+    story = Story(lab)
+    lab.app.add_recurring("often", lab.tasks.add.call(1, 2), every=0.05)
+    orchestrator = Orchestrator(lab.app)
+    orchestrator.start()
+    event = story.until("task_queued")
+    orchestrator.stop()
+    assert event.task is not None
+    assert event.task.id.startswith("often@")
+
+
 def test_a_task_that_nobody_knows_is_updated_when_it_is_parked_and_released(lab: Lab) -> None:
     story = Story(lab)
     result = lab.tasks.add.delay(1, 2)
