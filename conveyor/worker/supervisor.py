@@ -154,12 +154,6 @@ class Supervisor:
             self._stop_by = time.monotonic()
             self._pool.kill()
 
-    def pause(self, paused: bool) -> None:
-        """Takes no more tasks, or takes them again, and tells listeners."""
-        if paused != self.paused:
-            self.paused = paused
-            self._announcer.paused(self._queues, paused)
-
     def dump_stacks(self) -> None:
         """Logs what each child is running, and has it print its stacks."""
         for job in self._pool.jobs():
