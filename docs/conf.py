@@ -45,6 +45,8 @@ nitpick_ignore_regex = [
     ("py:obj", ".*"),
     ("py:.*", rf"(?!conveyor\.(\w+\.)*({'|'.join(conveyor.__all__)})$).*"),
 ]
+# Python's `type` in a signature is taken for attributes of that name, of which there are several.
+suppress_warnings = ["ref.python"]
 
 
 def setup(app: Sphinx) -> None:
