@@ -42,6 +42,8 @@ _BLOCK = re.compile(r"^( *)```([^\n`]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL
 _EXPECTED = re.compile(r"^ *print\(.*\)  # (.*)$", re.MULTILINE)
 _VARIABLE = re.compile(r"CONVEYOR_([A-Z_]+)=.*")
 
+_TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+
 
 class Block(NamedTuple):
     """A fenced block of a page."""
@@ -147,3 +149,12 @@ def test_every_block_says_what_it_is() -> None:
 def test_every_guide_is_listed() -> None:
     index = (DOCS / "index.md").read_text(encoding="utf-8")
     assert [path for path in DOCS.glob("guides/*.md") if f"guides/{path.stem}\n" not in index] == []
+
+
+def test_the_tests_that_are_named_exist() -> None:
+    named = {match.groups() for page in PAGES for match in _TEST.finditer(page.read_text("utf-8"))}
+    assert named
+    missing = {
+        (path, name) for path, name in named if f"\ndef {name}(" not in (ROOT / path).read_text()
+    }
+    assert missing == set()

@@ -168,6 +168,11 @@ def test_no_function_hides_another(path: Path) -> None:
     assert {name for name in names if names.count(name) > 1} == set()
 
 
+@pytest.mark.parametrize("path", [*SCRIPTS, *LIBRARIES], ids=lambda path: path.stem)
+def test_no_script_searches_for_keys(path: Path) -> None:
+    assert not re.search(r"'(KEYS|SCAN|RANDOMKEY)'", path.read_text())
+
+
 def test_a_good_header_has_no_faults() -> None:
     assert faults_of_script(GOOD) == []
 
