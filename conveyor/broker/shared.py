@@ -162,7 +162,7 @@ class SharedClient:
             redis.RedisError: The server cannot be reached.
         """
         pool = self._pool(key)
-        left = pool.max_connections - len(_in_use(pool)) - 1
+        left = pool.max_connections - _in_use(pool) - 1
         connection = _take(pool) if left >= max(1, blocking * pool.max_connections / 2) else None
         if connection is None:
             return None
@@ -333,10 +333,10 @@ def _blocks(pool: Any) -> bool:
     return isinstance(pool, redis.BlockingConnectionPool)
 
 
-def _in_use(pool: Any) -> Any:
+def _in_use(pool: Any) -> int:
     if _blocks(pool):
-        return set(pool._connections) - pool._get_free_connections()
-    return pool._in_use_connections
+        return int(pool.max_connections - pool.pool.qsize())
+    return len(pool._in_use_connections)
 
 
 def _take(pool: Any) -> Any:
