@@ -25,6 +25,7 @@ from conveyor.broker.attempt import Attempt
 from conveyor.broker.broker import script_call, script_source, unavailable
 from conveyor.broker.commands import Command
 from conveyor.broker.connect import TRANSIENT
+from conveyor.broker.shared import CLOSED
 from conveyor.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ class Link:
             self._connection.send_packed_command(
                 self._connection.pack_command(*request), check_health=False
             )
-        except (redis.RedisError, OSError) as error:
+        except (redis.RedisError, *CLOSED, OSError) as error:
             self._lose(error)
 
     def _on_readable(self) -> None:
@@ -223,7 +224,7 @@ class Link:
         except exceptions.NoScriptError:
             self._again(use_source=True)
             return
-        except (*TRANSIENT, *_MOVING, OSError) as error:
+        except (*TRANSIENT, *_MOVING, *CLOSED, OSError) as error:
             self._lose(error)
             return
         except redis.RedisError as error:

@@ -52,9 +52,14 @@ WAIT, LOOK = 0.25, 0.005
 REDIRECTIONS, REPEAT = 16, 0.05
 #: Seconds that a command waits for a cluster client to ask where the slots are.
 ASKING = 0.5
+#: What redis-py's parsers make of a connection that its owner closes while they read.
+CLOSED = (AttributeError, ValueError)
 _NO_RETRY = Retry(NoBackoff(), 0)
-#: Arguments of connections that tie them to a pool.
-_TIES = ("maint_notifications", "oss_cluster_maint", "himport_registry", "parser_class", "orig_")
+#: Arguments that tie connections to a pool, or are about text.
+_TIES = (
+    "maint_notifications", "oss_cluster_maint", "himport_registry", "orig_", "parser_class",
+    "encoding",
+)  # fmt: skip
 
 
 class Times(NamedTuple):
@@ -269,6 +274,9 @@ class SharedClient:
         except redis.ResponseError:
             loan.repay()  # a whole reply, though a refusal
             raise
+        except CLOSED as error:
+            loan.repay_broken()
+            raise redis.ConnectionError("the connection was closed by its owner") from error
         except BaseException:
             loan.repay_broken()
             raise
