@@ -113,6 +113,7 @@ class SyncLane:
             hooks.after(run, ending)
         leave(entered)
         self._runner.end(run, ending)
+        del ending  # its error's traceback leads back here, and would keep what the run held
 
     def _call(self, run: Run) -> Any:
         self._busy[run.slot] = run.job.sequence
@@ -224,6 +225,7 @@ class AsyncLane:
         finally:
             self._running.pop(run.job.sequence, None)
             self._free.append(run.slot)
+            del ending
 
 
 def _set_async_exception(ident: int, error: type[BaseException] | None) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SOON = 30.0
 
 SOURCE = """
-import asyncio, json, os, threading, time
+import asyncio, gc, json, os, threading, time
 from conveyor import Conveyor, Plugin, current_task
 
 def note(*what):
@@ -98,6 +98,15 @@ def add(x: int, y: int) -> int:
 def boom() -> None:
     raise ValueError("bad")
 
+class Big:
+    def __del__(self): note("big", "freed")
+
+@app.task
+def hoard() -> None:
+    gc.disable()
+    big = Big()
+    raise ValueError("bad")
+
 @app.task
 def late() -> None:
     while True:
@@ -131,6 +140,7 @@ ASYNC_SOURCE = (
     .replace("\ndef boom", "\nasync def boom")
     .replace("\ndef late", "\nasync def late")
     .replace("    time.sleep(0.01)\n\n", "    await asyncio.sleep(0.01)\n\n")
+    .replace("\ndef hoard", "\nasync def hoard")
     .replace("\ndef unsendable", "\nasync def unsendable")
     .replace("\ndef quick", "\nasync def quick")
     .replace("time.sleep(0.8)", "await asyncio.sleep(0.8)")
@@ -266,6 +276,17 @@ def test_async_hooks_of_a_child_share_one_loop(
         worker.stop()
     loops = {line[-1] for line in case.lines() if line[0] == child}
     assert len(loops) == 1
+
+
+@KINDS
+@pytest.mark.parametrize("plugin", ["Plain", "Gone"])
+def test_what_a_run_held_is_freed_when_it_has_failed(
+    make: Any, source: str, args: tuple[str, ...], plugin: str
+) -> None:
+    case = make(plugin, source)
+    with case.project.worker("-c", "1", *args):
+        case.fails(case.send("hoard"))
+        wait_until(lambda: case.notes("big") == [["freed"]], "it is freed", seconds=10)
 
 
 @KINDS

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -65,6 +66,11 @@ def effect(number: int) -> int:
         file.write(f"{number}\n")
     time.sleep(0.002)
     return number
+
+
+@app.task
+def where() -> int:
+    return os.getpid()
 
 
 @app.task
@@ -368,6 +374,25 @@ def pause_hands_back_what_has_not_begun() -> None:
     worker.shutdown()
 
 
+def pause_takes_back_what_a_child_has_not_read() -> None:
+    worker = Worker(app, concurrency=1)
+    worker.start()
+    child = where.delay().wait(SOON)
+    os.kill(child, signal.SIGSTOP)
+    result = effect.delay(1)
+    until(lambda: status().processing == 1, "it is claimed")
+    worker.pause()
+    until(lambda: (status().processing, status().queued) == (0, 1), "handed back")
+    os.kill(child, signal.SIGCONT)
+    worker.resume()
+    assert result.wait(SOON) == 1
+    worker.shutdown()
+    record = result.task()
+    assert record is not None
+    assert not record.interruptions
+    assert not record.retries
+
+
 def callbacks_may_pause_resume_and_shut_down() -> None:
     seen: list[int] = []
 
@@ -462,6 +487,7 @@ SCENARIOS = [
     a_callback_that_hangs_is_left_behind,
     pause_and_resume_under_load,
     pause_hands_back_what_has_not_begun,
+    pause_takes_back_what_a_child_has_not_read,
     callbacks_may_pause_resume_and_shut_down,
     shutdown_waits_wherever_the_worker_runs,
     shutdown_that_kills_gives_back_what_runs,
