@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from conveyor.broker import commands
 from conveyor.broker.commands import Snapshot
@@ -14,9 +15,26 @@ from conveyor.moments import Duration, to_ms
 from conveyor.records import FENCE
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+
     from conveyor.broker.commands import Command
     from conveyor.client import Client
     from conveyor.records import TaskRecord
+
+T = TypeVar("T")
+
+
+class Lender(Protocol):
+    """Lends the slot of a run to others while it waits: what a worker's child gives a run."""
+
+    def blocked(self, run: int, future: Future[Any]) -> AbstractContextManager[None]:
+        """In it a thread of the run blocks on the future; left once the run may go on."""
+        ...
+
+    def suspended(self, run: int) -> AbstractAsyncContextManager[None]:
+        """In it a coroutine of the run awaits; left once the run may go on."""
+        ...
 
 
 @dataclass(slots=True)
@@ -36,6 +54,8 @@ class Context:
     _name: str
     _token: bytes
     _record: bytes
+    _run: int = 0
+    _lender: Lender | None = None
 
     @property
     def task(self) -> TaskRecord:
@@ -104,6 +124,36 @@ def current_task() -> Context:
         raise ConveyorError(
             "no task is running here: current_task() works inside a task's run"
         ) from None
+
+
+def wait_for(future: Future[T], timeout: float | None) -> T:
+    """A future's result; a running task that has to wait for it lends its slot meanwhile.
+
+    Raises:
+        TimeoutError: It has none after so many seconds.
+    """
+    lender, run = _slot(future)
+    if lender is None:
+        return future.result(timeout)
+    with lender.blocked(run, future):
+        return future.result(timeout)
+
+
+async def await_for(future: Future[T]) -> T:
+    """The async twin of `wait_for`."""
+    lender, run = _slot(future)
+    if lender is None:
+        return await asyncio.wrap_future(future)
+    async with lender.suspended(run):
+        return await asyncio.wrap_future(future)
+
+
+def _slot(future: Future[Any]) -> tuple[Lender | None, int]:
+    """Who lends the slot of the task that is running here, unless it need not wait; and its run."""
+    context = _current.get(None)
+    if context is None or future.done():
+        return None, 0
+    return context._lender, context._run  # pyright: ignore[reportPrivateUsage]
 
 
 def enter(context: Context) -> contextvars.Token[Context]:

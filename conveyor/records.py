@@ -88,6 +88,7 @@ class Flag:
     WAITED = 4
     CANCEL_ASKED = 8
     ASYNC = 16
+    HURRIED = 32
 
 
 @dataclass(frozen=True, slots=True)

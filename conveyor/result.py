@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from conveyor.broker import commands
 from conveyor.broker.broker import PATIENCE
+from conveyor.context import await_for, wait_for
 from conveyor.errors import (
     BrokerUnavailable,
     TaskCancelled,
@@ -96,10 +97,10 @@ class TaskResult(Generic[R_co]):
         outcomes = self._client.outcomes
         future = outcomes.expect(self.queue, self.id)
         try:
-            if outcomes.hears(self.queue):
+            if outcomes.hurries or outcomes.hears(self.queue):
                 self._register(deadline)
             left = None if ms is None else max(deadline - time.monotonic(), 0)
-            ended = future.result(left)
+            ended = wait_for(future, left)
         except FutureTimeout:
             ended = self._read_late(timeout)
         finally:
@@ -169,7 +170,8 @@ class TaskResult(Generic[R_co]):
 
     def _registration(self) -> Command[list[Snapshot | bool]]:
         keys = self._client.broker.keys(self.queue)
-        return commands.wait(keys, self._client.outcomes.name, [self.id])
+        outcomes = self._client.outcomes
+        return commands.wait(keys, outcomes.name, [self.id], hurry=outcomes.hurries)
 
     async def _await_end(self) -> R_co:
         return self._value(await self._aended())
@@ -180,9 +182,9 @@ class TaskResult(Generic[R_co]):
         future = outcomes.expect(self.queue, self.id)
         try:
             async with asyncio.timeout(None if ms is None else ms / 1000):
-                if outcomes.hears(self.queue):
+                if outcomes.hurries or outcomes.hears(self.queue):
                     await self._aregister()
-                ended = await asyncio.wrap_future(future)
+                ended = await await_for(future)
         except TimeoutError:
             ended = await asyncio.to_thread(self._read_late, timeout)
         finally:

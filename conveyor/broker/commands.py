@@ -239,12 +239,15 @@ def read(keys: QueueKeys, ids: Sequence[str]) -> Command[list[Snapshot | None]]:
     return Command(_READ, keys.script, ids, _parse_snapshots)
 
 
-def wait(keys: QueueKeys, process: str, ids: Sequence[str]) -> Command[list[Snapshot | bool]]:
+def wait(
+    keys: QueueKeys, process: str, ids: Sequence[str], *, hurry: bool = False
+) -> Command[list[Snapshot | bool]]:
     """Registers for the end of tasks; True: will be told, False: no such task, else its end.
 
-    At least the first is answered; what is left out was too much for one call.
+    At least the first is answered; what is left out was too much for one call. With `hurry` sync
+    tasks among them go to the head of their queue.
     """
-    return Command(_WAIT, keys.script, [process, *ids], _parse_waits)
+    return Command(_WAIT, keys.script, [process, int(hurry), *ids], _parse_waits)
 
 
 def hello(keys: QueueKeys, worker: str, ttl_ms: int, about: bytes) -> Command[int]:

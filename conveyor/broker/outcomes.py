@@ -49,6 +49,9 @@ class Outcomes:
 
     Args:
         broker: Runs the registrations.
+
+    Attributes:
+        hurries: Whether sync tasks that are waited for go to the head of their queue.
     """
 
     def __init__(self, broker: Broker) -> None:
@@ -57,6 +60,7 @@ class Outcomes:
         self._lock = threading.Lock()
         self._ears: dict[str, _Ear] = {}
         self._closed = False
+        self.hurries = False
 
     @property
     def name(self) -> str:
@@ -87,6 +91,15 @@ class Outcomes:
         """Gives up a wait."""
         self._ear(queue).forget(queue, task_id, future)
 
+    def hurry(self, *, on: bool) -> None:
+        """Has what is waited for, now and from now on, go to the head of its queue; or no more."""
+        self.hurries = on
+        if on:
+            with self._lock:
+                ears = list(self._ears.values())
+            for ear in ears:
+                ear.register_again()
+
     def close(self) -> None:
         """Ends the threads, their connections, and the waits that are still pending (an error)."""
         with self._lock:
@@ -104,16 +117,17 @@ class Outcomes:
             if ear is None:
                 if self._closed:
                     raise _closed()
-                ear = self._ears[place] = _Ear(self._broker, self._name)
+                ear = self._ears[place] = _Ear(self, self._broker)
             return ear
 
 
 class _Ear(Subscription):
     """A thread with one connection, and the waits it listens for."""
 
-    def __init__(self, broker: Broker, name: str) -> None:
+    def __init__(self, outcomes: Outcomes, broker: Broker) -> None:
         super().__init__(broker, "conveyor-outcomes")
-        self._process = name
+        self._outcomes = outcomes
+        self._process = outcomes.name
         self._pending: dict[_Key, list[Future[Ended]]] = {}
         self._to_register: set[str] = set()
 
@@ -133,6 +147,11 @@ class _Ear(Subscription):
     def register_later(self, queue: str) -> None:
         with self._lock:
             self._to_register.add(queue)
+        self._wake()
+
+    def register_again(self) -> None:
+        with self._lock:
+            self._to_register |= self._heard
         self._wake()
 
     def forget(self, queue: str, task_id: str, future: Future[Ended]) -> None:
@@ -193,8 +212,10 @@ class _Ear(Subscription):
                 future.set_result(ended)
 
     def _register(self, queue: str, ids: Sequence[str]) -> None:
+        keys = self.broker.keys(queue)
         while ids:
-            command = commands.wait(self.broker.keys(queue), self._process, ids[:BATCH])
+            hurry = self._outcomes.hurries
+            command = commands.wait(keys, self._process, ids[:BATCH], hurry=hurry)
             replies = self.broker.run(command)
             for task_id, reply in zip(ids, replies, strict=False):
                 self.answer(queue, task_id, reply)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from conveyor.worker.hooks import Hooks
 from conveyor.worker.lanes import AsyncLane, SyncLane
+from conveyor.worker.loans import Loans
 from conveyor.worker.runner import Runner
 from conveyor.worker.signals import ignore
 
@@ -50,6 +51,7 @@ class Work:
         queues: Names of the worker's queues.
         threads: Sync tasks at once.
         coroutines: Async tasks at once; 0 when the app has none.
+        hurry: Whether what their runs wait for is to go to the head of its queue.
     """
 
     tasks: Mapping[bytes, Definition]
@@ -57,6 +59,7 @@ class Work:
     queues: Sequence[str]
     threads: int
     coroutines: int
+    hurry: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +104,12 @@ def run_child(
 
 def _serve(work: Work, slots: Slots, ends: Ends) -> None:
     asyncio._set_running_loop(None)  # forked inside one, when a worker is started from async code
-    runner = Runner(work.tasks, work.client, work.queues, slots, ends.small, ends.large)
+    loans = Loans(ends.small, lambda on: work.client.outcomes.hurry(on=on))
+    if work.hurry:
+        work.client.outcomes.hurry(on=True)
+    runner = Runner(work.tasks, work.client, work.queues, slots, loans, ends.small, ends.large)
     plugins = work.client.plugins
-    sync = SyncLane(runner, slots, ends.sync, work.threads)
+    sync = SyncLane(runner, slots, loans, ends.sync, work.threads)
     _set_signals(sync)
     if not work.coroutines and not plugins.any_async_in_child():
         hooks = Hooks(plugins, runner, None)
@@ -113,7 +119,7 @@ def _serve(work: Work, slots: Slots, ends: Ends) -> None:
         hooks.shut_down()
         return
     sys.setswitchinterval(SWITCH_INTERVAL)
-    lane = AsyncLane(runner, ends.asynchronous, work.threads, work.coroutines)
+    lane = AsyncLane(runner, slots, loans, ends.asynchronous, work.threads, work.coroutines)
     hooks = Hooks(plugins, runner, lane.loop)
     sync.hooks = lane.hooks = hooks.around
     hooks.start()

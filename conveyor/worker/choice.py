@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
     from conveyor.worker.queue import WorkerQueue
 
@@ -26,10 +26,22 @@ class Choice:
         self._weights = weights
         self._drawn: dict[str, WorkerQueue] = {}
 
-    def choose(self, queues: Sequence[WorkerQueue], lane: str) -> WorkerQueue | None:
-        """The queue to claim from, of those given, or None when none has work for the lane."""
+    def choose(
+        self, queues: Sequence[WorkerQueue], lane: str, passed_over: Container[int] = ()
+    ) -> WorkerQueue | None:
+        """The queue to claim from, of those given, or None when none has work for the lane.
+
+        Args:
+            queues: All that might be.
+            lane: What to claim.
+            passed_over: Numbers of queues that are not.
+        """
         now = time.monotonic()
-        with_work = [q for q in queues if q.has_work[lane] and now >= q.rests_until]
+        with_work = [
+            queue
+            for queue in queues
+            if queue.has_work[lane] and now >= queue.rests_until and queue.index not in passed_over
+        ]
         if not with_work or self._weights is None:
             return next(iter(with_work), None)
         if self._drawn.get(lane) not in with_work:

@@ -13,8 +13,14 @@ import os
 import socket
 import struct
 import tempfile
-from typing import IO, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+#: Granted in place of a run, which no such number is of: what runs wait for is to go to the head of
+#: its queue, or no more.
+CALM, HURRY = 0, 2**64 - 1
 #: The largest body that is sent in the datagram itself.
 INLINE: Final = 32_768
 #: Room for any datagram. Small on purpose: a large receive buffer costs more than a small task.
@@ -25,6 +31,7 @@ _ANCILLARY: Final = socket.CMSG_SPACE(4)
 _JOB: Final = struct.Struct("<QBHHd")
 _OUTCOME: Final = struct.Struct("<QBII")
 _RUN, _RUN_FILE, _STOP = 0, 1, 2
+_MOST_RUNS: Final = INLINE // 8
 
 
 class Outcome:
@@ -46,6 +53,12 @@ class Outcome:
     TIMEOUT, FATAL_TIMEOUT = 8, 9
 
 
+class Pause:
+    """What a run says of its slot: it waits and lends it, asks for it back, or took it back."""
+
+    WAITS, ASKS, TOOK = range(3)
+
+
 class JobFrame(NamedTuple):
     """A task for a child: its number in this worker, its queue's, its id and its record."""
 
@@ -64,7 +77,8 @@ class StopFrame(NamedTuple):
 
 
 class OutcomeFrame(NamedTuple):
-    """How a run ended: `elapsed_us` is what it took, `delay_ms` the wait before an error retry."""
+    """How a run ended: `delay_ms` is the wait before an error retry, `elapsed_us` what it took but
+    for its own waits for other tasks."""
 
     sequence: int
     outcome: int
@@ -139,13 +153,45 @@ def send_outcome(sock: socket.socket, large: socket.socket, outcome: OutcomeFram
         _send_with_file(large, head, outcome.data, 0)
 
 
+def send_pauses(sock: socket.socket, pauses: Sequence[tuple[int, int]]) -> None:
+    """Tells the parent of runs that wait or went on (run, `Pause`), in order.
+
+    They travel among the outcomes, as one of the run 0, which there is not.
+    """
+    for start in range(0, len(pauses), _MOST_RUNS):
+        words = [run << 2 | kind for run, kind in pauses[start : start + _MOST_RUNS]]
+        sock.send(_OUTCOME.pack(0, 0, 0, 0) + array.array("Q", words).tobytes())
+
+
+def read_pauses(frame: OutcomeFrame) -> list[tuple[int, int]]:
+    """What `send_pauses` sent."""
+    return [(word >> 2, word & 3) for word in array.array("Q", frame.data)]
+
+
+def send_grants(sock: socket.socket, runs: Iterable[int]) -> None:
+    """Lets runs go on, by the parent's end of the socket that it reads outcomes from.
+
+    Raises:
+        BlockingIOError: The socket is full.
+    """
+    sock.send(array.array("Q", runs).tobytes(), socket.MSG_DONTWAIT)
+
+
+def receive_grants(sock: socket.socket) -> list[int]:
+    """Waits for the runs that the parent lets go on next; none when it is gone."""
+    return array.array("Q", sock.recv(BUFFER)).tolist()
+
+
 def receive_outcome(sock: socket.socket) -> OutcomeFrame | None:
     """The next small outcome, or None when the child is gone.
 
     Raises:
         BlockingIOError: There is none now.
     """
-    data = sock.recv(BUFFER, socket.MSG_DONTWAIT)
+    try:
+        data = sock.recv(BUFFER, socket.MSG_DONTWAIT)
+    except ConnectionResetError:  # it died with a grant unread; said once, before what it had sent
+        data = sock.recv(BUFFER, socket.MSG_DONTWAIT)
     return _outcome(data, data[_OUTCOME.size :]) if data else None
 
 

@@ -25,6 +25,7 @@ from conveyor.worker.runner import CANCELLED
 
 if TYPE_CHECKING:
     from conveyor.worker.hooks import Hooks
+    from conveyor.worker.loans import Loans
     from conveyor.worker.runner import Run, Runner
     from conveyor.worker.slots import Slots
 
@@ -39,13 +40,17 @@ class SyncLane:
     Args:
         runner: Runs one task.
         slots: Whose first slots are this lane's.
+        loans: Of its runs.
         sock: The lane's work socket.
         threads: How many tasks at once.
     """
 
-    def __init__(self, runner: Runner, slots: Slots, sock: socket.socket, threads: int) -> None:
+    def __init__(
+        self, runner: Runner, slots: Slots, loans: Loans, sock: socket.socket, threads: int
+    ) -> None:
         self.hooks: Hooks | None = None
         self._runner = runner
+        self._loans = loans
         self._slots = slots
         self._sock = sock
         self._reading = threading.Lock()
@@ -131,6 +136,7 @@ class SyncLane:
         with self._stopping:
             if self._busy[slot] != _NOBODY:
                 _set_async_exception(self._idents[slot], error)
+                self._loans.interrupt(self._busy[slot])
 
     def _withdraw(self, slot: int) -> None:
         """An exception set for a run that has just ended must not hit what follows it."""
@@ -143,15 +149,26 @@ class AsyncLane:
 
     Args:
         runner: Runs one task.
+        slots: Of which those from the first on are this lane's, and what is added.
+        loans: Of its runs.
         sock: The lane's work socket; shared by fork, so it is never made non-blocking.
         first_slot: The first slot that is this lane's.
-        count: How many tasks at once.
+        count: How many tasks at once, but for those that wait for others.
     """
 
-    def __init__(self, runner: Runner, sock: socket.socket, first_slot: int, count: int) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        slots: Slots,
+        loans: Loans,
+        sock: socket.socket,
+        first_slot: int,
+        count: int,
+    ) -> None:
         self.hooks: Hooks | None = None
-        self.loop = asyncio.new_event_loop()
+        self.loop = loans.loop = asyncio.new_event_loop()
         self._runner = runner
+        self._slots = slots
         self._sock = sock
         self._free = list(range(first_slot, first_slot + count))
         self._running: dict[int, asyncio.Task[None]] = {}
@@ -194,7 +211,7 @@ class AsyncLane:
                 self._start(frame)
 
     def _start(self, job: JobFrame) -> None:
-        slot = self._free.pop()
+        slot = self._free.pop() if self._free else self._slots.add()
         run = self._runner.begin(job, slot)
         if run is None:
             self._free.append(slot)

@@ -9,24 +9,26 @@ the rest had not.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import selectors
 import signal
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from conveyor.worker.child import Ends, Work, run_child
 from conveyor.worker.frames import (
     OutcomeFrame,
     StopFrame,
+    read_pauses,
     receive_large_outcome,
     receive_outcome,
     send_job,
     send_stop,
 )
 from conveyor.worker.job import ASYNC, SYNC
+from conveyor.worker.lending import MOST_SUSPENDED, Lending
 from conveyor.worker.process import Child, Lane
 from conveyor.worker.slots import Slots
 
@@ -50,7 +52,7 @@ HARD_STOP: Final = 1.0
 RESPAWN_PAUSE: Final = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Death:
     """A child that is gone.
 
@@ -109,19 +111,25 @@ class Pool:
         self._next = 0
         self._kept: dict[str, Child] = {}
         self.suspects = {SYNC: 0, ASYNC: 0}
+        self.lending = Lending(
+            work,
+            size,
+            self.children,
+            spawn=self._spawn_another,
+            give=self._give,
+            has_room=self._has_room,
+        )
 
     def fill(self, now: float) -> None:
-        """Starts children until there are as many as there should be."""
-        while (
-            now >= self._spawn_at
-            and sum(not child.retiring for child in self.children) < self._size
-        ):
+        """Starts children until there are as many as there should be; idle extra ones go."""
+        while now >= self._spawn_at and self._is_short():
             self._spawn()
+        for child in self.lending.let_go(now):
+            self._retire(child)
 
     def deadline(self) -> float | None:
         """When `fill` has something to do, monotonic."""
-        missing = sum(not child.retiring for child in self.children) < self._size
-        return self._spawn_at if missing else None
+        return self._spawn_at if self._is_short() else self.lending.deadline()
 
     def send(self, lane: str, jobs: deque[Job], *, short: bool) -> None:
         """Gives jobs to children, idle ones first; what nobody has room for stays.
@@ -135,6 +143,8 @@ class Pool:
             short: Whether runs are so short that children may be given some ahead.
         """
         self._kept.pop(lane, None)
+        if self.lending.active:
+            self.lending.make_way(lane, jobs)
         suspects: list[Job] = []
         while jobs and self.children:
             if jobs[0].suspect:
@@ -142,7 +152,8 @@ class Pool:
                 if not self._send_alone(lane, suspect):
                     suspects.append(suspect)
             else:
-                self._send_ordinary(lane, jobs, AHEAD if short and lane == SYNC else 0)
+                send = self.lending.send if self.lending.active else self._send_ordinary
+                send(lane, jobs, AHEAD if short and lane == SYNC else 0)
                 if jobs and not jobs[0].suspect:
                     break
         jobs.extendleft(reversed(suspects))
@@ -154,6 +165,8 @@ class Pool:
         None when no child takes any.
         """
         lanes = [child.lanes[lane] for child in self.children if self._is_open(child)]
+        if self.lending.active:
+            return self.lending.room(lane, lanes)
         return sum(each.width - len(each.inflight) for each in lanes) if lanes else None
 
     def jobs(self) -> Iterable[Job]:
@@ -214,6 +227,7 @@ class Pool:
     def shrink(self) -> None:
         """Lets every child go once it has nothing to do."""
         self._size = 0
+        self.lending.close()
         for child in list(self.children):
             self._retire(child)
 
@@ -227,6 +241,8 @@ class Pool:
                     job = self._answered(child, frame)
                     if job is not None:
                         outcomes.append((job, frame))
+                    elif not frame.sequence:
+                        self.lending.note(child, read_pauses(frame))
                 gone = True
         if outcomes:
             self._on_outcomes(outcomes)
@@ -238,6 +254,8 @@ class Pool:
         for lane in child.lanes.values():
             job = lane.inflight.pop(frame.sequence, None)
             if job is not None:
+                if lane.lent:
+                    self.lending.end(lane, job)
                 lane.moved_at = time.monotonic()
                 child.done += 1
                 child.kill_at.pop(frame.sequence, None)
@@ -247,7 +265,11 @@ class Pool:
         return None
 
     def _send_alone(self, lane: str, job: Job) -> bool:
+        if self.lending.active and self.lending.free(lane) <= 0:
+            return False
         child = min(filter(self._is_open, self.children), key=Child.busy, default=None)
+        if self.lending.active and (child is None or child.busy()):
+            child = self.lending.add_child() or child
         if child is not None and not child.busy():
             return self._give(child, child.lanes[lane], job)
         if child is not None and not any(other.alone for other in self.children):
@@ -332,10 +354,17 @@ class Pool:
                 self._has_drained(lane)
             lane.close()
 
-    def _spawn(self) -> None:
-        work = self._work
-        slots = Slots(work.threads + work.coroutines, len(work.queues))
-        child = Child(slots, work.threads, work.coroutines)
+    def _is_short(self) -> bool:
+        return sum(not (each.retiring or each.extra) for each in self.children) < self._size
+
+    def _spawn_another(self) -> Child | None:
+        return self._spawn() if self._size and time.monotonic() >= self._spawn_at else None
+
+    def _spawn(self) -> Child:
+        work = dataclasses.replace(self._work, hurry=self.lending.hurries)
+        spare = MOST_SUSPENDED if work.coroutines else 0
+        slots = Slots(work.threads + work.coroutines, len(work.queues), spare)
+        child = Child(slots, work.threads, work.coroutines, spare)
         ends = Ends(child.lanes[SYNC].far, child.lanes[ASYNC].far, child.small_far, child.large_far)
         foreign = [d for other in self.children for d in other.descriptors()]
         own = [child.small, child.large, child.lanes[SYNC].near, child.lanes[ASYNC].near]
@@ -350,6 +379,7 @@ class Pool:
         self._watch(child)
         self.children.append(child)
         log.debug("child %d started", child.pid)
+        return child
 
     def _watch(self, child: Child) -> None:
         if hasattr(os, "pidfd_open"):
@@ -369,6 +399,7 @@ class Pool:
         self.read(child)
         _, status = os.waitpid(child.pid, 0)
         self.children.remove(child)
+        self.lending.forget(child)
         self._selector.unregister(child.small)
         self._selector.unregister(child.large)
         if child.pidfd >= 0:

@@ -13,12 +13,28 @@ if TYPE_CHECKING:
 
 
 class Lane:
-    """One work socket of a child, both ends, and what was sent through it."""
+    """One work socket of a child, both ends, and what was sent through it.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        slots: How many of its runs may compute at once.
+        spare: How many more there may be while others wait; 0 where each has a thread.
+
+    Attributes:
+        width: How many it may run now, with those that wait.
+        inflight: What it was given and has not answered, by number.
+        lent: Those among them that wait for other tasks, and lend their slots.
+        asking: Those among the lent that would go on, in the order in which they asked.
+        moved_at: When something last moved here, monotonic.
+        full: Whether its socket is.
+    """
+
+    def __init__(self, slots: int, spare: int = 0) -> None:
         self.near, self.far = make_pair()
-        self.width = width
+        self.slots = self.width = slots
+        self.spare = spare
         self.inflight: dict[int, Job] = {}
+        self.lent: set[int] = set()
+        self.asking: dict[int, None] = {}
         self.moved_at = 0.0
         self.full = False
 
@@ -41,6 +57,7 @@ class Child:
         slots: Where it notes what it does.
         sync: Width of its sync lane.
         asynchronous: Width of its async lane.
+        spare: How many coroutines it may hold beyond that while they wait.
 
     Attributes:
         sent: How many tasks it was given, but for those that were taken back.
@@ -49,13 +66,16 @@ class Child:
         alone: Whether it runs a suspect, and is given nothing beside it.
         kill_at: When it is to be killed unless a run has ended, by the run's number.
         killed_for: The runs for which it was.
+        extra: Whether it is here for lent slots, and goes once they are back.
+        idle_since: When an extra one was first seen idle, monotonic.
+        sent_when_idle: What `sent` was then.
     """
 
-    def __init__(self, slots: Slots, sync: int, asynchronous: int) -> None:
+    def __init__(self, slots: Slots, sync: int, asynchronous: int, spare: int) -> None:
         self.pid = 0
         self.pidfd = -1
         self.slots = slots
-        self.lanes = {SYNC: Lane(sync), ASYNC: Lane(asynchronous)}
+        self.lanes = {SYNC: Lane(sync), ASYNC: Lane(asynchronous, spare)}
         self.small, self.small_far = make_pair()
         self.large, self.large_far = make_pair()
         self.sent = 0
@@ -64,6 +84,9 @@ class Child:
         self.alone = False
         self.kill_at: dict[int, float] = {}
         self.killed_for: set[int] = set()
+        self.extra = False
+        self.idle_since = 0.0
+        self.sent_when_idle = -1
 
     def busy(self) -> int:
         """How many tasks it has been given and not answered."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from conveyor.client import Client
     from conveyor.records import TaskRecord
     from conveyor.task import Definition
+    from conveyor.worker.loans import Loans
     from conveyor.worker.slots import Slots
 
 #: Why a run is asked to stop.
@@ -93,6 +94,7 @@ class Runner:
         client: For decoding, and for what tasks themselves send.
         queues: Names of the worker's queues, by their number in frames.
         slots: Where runs are noted.
+        loans: What lends their slots while they wait.
         small: For outcomes.
         large: For outcomes that need a file.
     """
@@ -103,6 +105,7 @@ class Runner:
         client: Client,
         queues: Sequence[str],
         slots: Slots,
+        loans: Loans,
         small: socket.socket,
         large: socket.socket,
     ) -> None:
@@ -110,6 +113,7 @@ class Runner:
         self._client = client
         self._queues = queues
         self._slots = slots
+        self._loans = loans
         self._small = small
         self._large = large
         self._hooked = client.plugins.run
@@ -139,6 +143,8 @@ class Runner:
             payload.name,
             job.record[10:22],
             job.record,
+            job.sequence,
+            self._loans,
         )
         if definition.bind:
             args = (context, *args)
@@ -186,9 +192,11 @@ class Runner:
 
     def end(self, run: Run, ending: Ending) -> None:
         """Sends what came of a run."""
-        elapsed = int((time.monotonic() - run.started) * 1e6)
+        elapsed = time.monotonic() - run.started
+        if self._loans.runs:
+            elapsed -= self._loans.end(run.job.sequence)
         delay_ms = round(min(ending.delay, LONGEST_DELAY) * 1000)
-        self._send(run.job, ending.outcome, ending.data, delay_ms, elapsed)
+        self._send(run.job, ending.outcome, ending.data, delay_ms, int(elapsed * 1e6))
         self._slots.end(run.slot)
 
     def _lease_passed(self, job: JobFrame, now: float) -> bool:

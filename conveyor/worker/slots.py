@@ -5,6 +5,7 @@ A child notes what it begins before it runs it and clears the note after its out
 when a child dies, a noted task had begun and is charged; whatever else was sent to it had not.
 
     word 0           whether any run had a deadline, so that the parent need not look
+    word 1           how many slots were ever used, so that the parent looks at no others
     next words       lease clock of each queue (see `renewed`)
     then, for each slot: sequence number of the run (0: free), deadline (monotonic s), stop request
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _WIDTH = 3
-_FIRST = 1
+_FIRST = 2
 
 
 class Slots:
@@ -29,14 +30,20 @@ class Slots:
     Args:
         count: How many tasks it can run at once.
         queues: How many queues the worker serves.
+        spare: How many more it can hold while they wait.
     """
 
-    def __init__(self, count: int, queues: int) -> None:
-        self.count = count
+    def __init__(self, count: int, queues: int, spare: int = 0) -> None:
         self._base = _FIRST + queues
-        self._memory = mmap.mmap(-1, 8 * (self._base + _WIDTH * count))
+        self._memory = mmap.mmap(-1, 8 * (self._base + _WIDTH * (count + spare)))
         self._words = memoryview(self._memory).cast("Q")
         self._times = memoryview(self._memory).cast("B").cast("d")
+        self._words[1] = count
+
+    def add(self) -> int:
+        """Takes one of the spare slots into use; in the child."""
+        self._words[1] += 1
+        return self._words[1] - 1
 
     def begin(self, slot: int, sequence: int, deadline: float) -> None:
         """Notes that a run begins; in the child."""
@@ -96,4 +103,4 @@ class Slots:
         self._memory.close()
 
     def _places(self) -> Iterator[int]:
-        return iter(range(self._base, self._base + _WIDTH * self.count, _WIDTH))
+        return iter(range(self._base, self._base + _WIDTH * self._words[1], _WIDTH))

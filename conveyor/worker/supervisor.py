@@ -287,6 +287,8 @@ class Supervisor:
         """Hands out what is held, settles and claims where no call is in flight, listens."""
         for lane in self._held.waiting:
             self._hand_out(lane)
+        if self._pool.lending.hurries:
+            self._release_waiting()  # what is hurried comes before it
         wants = {lane: self._wanted(lane) for lane in self._held.waiting}
         for link in self._lines.calls:
             if link.idle:
@@ -310,7 +312,8 @@ class Supervisor:
 
     def _wanted(self, lane: str, *, ahead: bool = True) -> int:
         """How many more tasks of a lane to claim, to hold some ahead or not."""
-        if self.stopping or self.paused or self._held.bytes > HELD_BYTES:
+        held = self._held.bytes - self._pool.lending.bytes
+        if self.stopping or self.paused or held > HELD_BYTES:
             return 0
         room = self._pool.room(lane)
         if room is None:
@@ -319,11 +322,12 @@ class Supervisor:
         if not width:
             return SWEEP - self._claiming[lane]
         slots = self.plan.concurrency * (width if lane == SYNC else 1)
+        ahead = ahead and not self._pool.lending.hurries
         more = self._windows[lane].ahead(slots) if ahead else 0
-        held = len(self._held.waiting[lane]) - self._pool.suspects[lane] + self._claiming[lane]
+        coming = len(self._held.waiting[lane]) - self._pool.suspects[lane] + self._claiming[lane]
         if len(self._lines.calls) > 1:
-            held -= unheard(self._queues, lane, time.monotonic())
-        return max(0, min(BATCH, room + more - held))
+            coming -= unheard(self._queues, lane, time.monotonic())
+        return max(0, min(BATCH, room + more - coming))
 
     def _async_width(self) -> int:
         return self.plan.coroutines if ASYNC in self._lanes.values() else 0
@@ -331,7 +335,10 @@ class Supervisor:
     def _exchange(self, link: Link, wants: dict[str, int]) -> None:
         queues = [queue for queue in self._queues if queue.link is link]
         chosen = {
-            lane: self._choice.choose(queues, lane) if wants[lane] else None for lane in wants
+            lane: self._choice.choose(queues, lane, self._pool.lending.passed_over(lane))
+            if wants[lane]
+            else None
+            for lane in wants
         }
         queue = (
             next((queue for queue in queues if queue.pending), None)

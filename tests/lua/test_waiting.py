@@ -189,3 +189,43 @@ def test_a_task_that_nobody_waits_for_has_no_second_key(engine: Engine, worker: 
     engine.put("a")
     worker.run("a", "success", b"\x07")
     assert engine.exists("a") == 1
+
+
+def hurry(engine: Engine, *ids: str) -> list[Snapshot | bool]:
+    return engine.run(commands.wait(engine.keys, "process", ids, hurry=True))
+
+
+def test_what_is_hurried_goes_before_every_priority(engine: Engine, worker: Worker) -> None:
+    engine.put("high", priority=9)
+    engine.put("a", "b", "c")
+    assert hurry(engine, "c") == [True]
+    assert hurry(engine, "c", "nobody", "a") == [True, False, True]
+    assert engine.counts() == {"queued": 4}
+    assert engine.ready("r:9") == ["a", "c", "high"]
+    assert ids(worker.claim(10)) == ["a", "c", "high", "b"]
+    assert worker.claim(10) == []
+    assert (engine.broken(), engine.memory()["tombstones"]) == ({}, 0)
+
+
+def test_what_is_hurried_stays_so_when_it_is_queued_again(engine: Engine, worker: Worker) -> None:
+    engine.put("a", error_retry_limit=1)
+    (lease,) = worker.claim()
+    engine.put("b", "c", due=str(engine.now_ms + 1000))
+    assert hurry(engine, "a", "c") == [True, True]
+    assert worker.end(lease, "error", ERROR) == commands.Verdict.ACCEPTED
+    engine.put("d", priority=9)
+    engine.advance(1)
+    engine.maintain()
+    assert ids(worker.claim(10)) == ["c", "a", "d", "b"]
+
+
+def test_async_tasks_are_not_hurried(engine: Engine, worker: Worker) -> None:
+    engine.put("a", "b", flags=Flag.ASYNC)
+    assert hurry(engine, "b") == [True]
+    assert ids(worker.claim(0, 10)) == ["a", "b"]
+
+
+def test_a_wait_hurries_nothing_unless_it_is_asked_to(engine: Engine, worker: Worker) -> None:
+    engine.put("a", "b")
+    assert engine.run(commands.wait(engine.keys, "process", ["b"])) == [True]
+    assert ids(worker.claim(10)) == ["a", "b"]

@@ -20,7 +20,7 @@ local function keep_success(id, record)
 end
 
 local function as_new(record)
-  local flags = bit.band(string.byte(record, 4), bit.bnot(WAITED + CANCEL_ASKED))
+  local flags = bit.band(string.byte(record, 4), bit.bnot(WAITED + CANCEL_ASKED + HURRIED))
   return string.sub(record, 1, 3) .. string.char(flags) .. string.sub(record, 5, 22)
     .. string.rep('\0', 12) .. string.sub(record, 35, 46) .. string.rep('\0', 18)
     .. string.sub(record, 65, length_without_result(record))

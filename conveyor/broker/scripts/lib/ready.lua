@@ -9,14 +9,18 @@ local touched = {}
 
 local function lane_of(record) return has_flag(record, ASYNC) and 'a' or 'r' end
 
+-- What is hurried goes before every priority.
 local function ready_list(record)
   local lane = lane_of(record)
   touched[lane] = true
-  return Q .. lane .. ':' .. string.byte(record, 2)
+  return Q .. lane .. ':' .. (has_flag(record, HURRIED) and 9 or string.byte(record, 2))
 end
 
-local function push_tail(id, record) redis.call('RPUSH', ready_list(record), id) end
 local function push_head(id, record) redis.call('LPUSH', ready_list(record), id) end
+local function push_tail(id, record)
+  if has_flag(record, HURRIED) then return push_head(id, record) end
+  redis.call('RPUSH', ready_list(record), id)
+end
 
 -- Has `wake_workers` tell of every lane that has something in it.
 local function touch_lanes()
