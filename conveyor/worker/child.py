@@ -105,6 +105,8 @@ def run_child(
 def _serve(work: Work, slots: Slots, ends: Ends) -> None:
     asyncio._set_running_loop(None)  # forked inside one, when a worker is started from async code
     loans = Loans(ends.small, lambda on: work.client.outcomes.hurry(on=on))
+    if work.threads > 1:
+        loans.listen()
     if work.hurry:
         work.client.outcomes.hurry(on=True)
     runner = Runner(work.tasks, work.client, work.queues, slots, loans, ends.small, ends.large)

@@ -179,7 +179,10 @@ def send_grants(sock: socket.socket, runs: Iterable[int]) -> None:
 
 def receive_grants(sock: socket.socket) -> list[int]:
     """Waits for the runs that the parent lets go on next; none when it is gone."""
-    return array.array("Q", sock.recv(BUFFER)).tolist()
+    try:
+        return array.array("Q", sock.recv(BUFFER)).tolist()
+    except ConnectionResetError:  # gone, with something unread
+        return []
 
 
 def receive_outcome(sock: socket.socket) -> OutcomeFrame | None:

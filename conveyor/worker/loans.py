@@ -87,7 +87,7 @@ class Loans:
         self._pid = os.getpid()
         self._unsaid: deque[tuple[int, int]] = deque()
         self._starting = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._listens = False
 
     @contextmanager
     def blocked(self, run: int, future: Future[Any]) -> Generator[None]:
@@ -128,6 +128,17 @@ class Loans:
             raise
         await self._take_back_soon(loan)
 
+    def listen(self) -> None:
+        """Starts the thread that hears grants, unless it was; the first wait does so too.
+
+        Where runs have threads it must not wait for that: while a thread starts another, an
+        exception that is set in it may come up in the other.
+        """
+        with self._starting:
+            if not self._listens:
+                threading.Thread(target=self._listen, name="conveyor-grants", daemon=True).start()
+                self._listens = True
+
     def interrupt(self, run: int) -> None:
         """Ends the waits of a run's threads, whose stop could not reach them otherwise."""
         loan = self.runs.get(run)
@@ -146,8 +157,8 @@ class Loans:
         return loan.waited
 
     def _begin(self, run: int) -> Loan:
-        if self._thread is None:
-            self._start()
+        if not self._listens:
+            self.listen()
         loan = self.runs.setdefault(run, Loan(run))
         with loan.lock:
             loan.waits += 1
@@ -241,14 +252,6 @@ class Loans:
         if blocks:
             log.warning("a task blocks its event loop in wait(): `await` the result there instead")
         return blocks
-
-    def _start(self) -> None:
-        with self._starting:
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._listen, name="conveyor-grants", daemon=True
-                )
-                self._thread.start()
 
     def _listen(self) -> None:
         while runs := receive_grants(self._sock):

@@ -73,6 +73,11 @@ class Home:
             seconds=LONG,
         )
 
+    def warm_up(self) -> None:
+        """Has the child wait once, so that later waits start no threads there."""
+        assert self.tasks.tree.delay(1, 1).wait(LONG) == 2
+        assert self.tasks.parent.delay(1).wait(LONG) == 1
+
     def queued(self) -> int:
         broker = self.app.client.broker
         return broker.run(commands.status(broker.keys("default"))).queued
@@ -243,6 +248,8 @@ def test_runs_that_wait_are_timed_out(home: Home, task: str, threads: str) -> No
     unserved = home.unserved()
     gate = home.gate()
     with home.worker("-c", "1", "--threads", threads, "--coroutines", "2") as worker:
+        (child,) = worker.children()
+        home.warm_up()
         beside = (home.tasks.hold if threads == "2" else home.tasks.ahold).delay(gate.path)
         late = getattr(home.tasks, task).options(execution_timeout=0.3)
         waiting = late.delay(unserved.id, NOWHERE)
@@ -251,7 +258,7 @@ def test_runs_that_wait_are_timed_out(home: Home, task: str, threads: str) -> No
         assert home.tasks.tree.delay(2, 1).wait(LONG) == 3
         gate.open()
         # The child was not ended for it.
-        assert beside.wait(LONG) in worker.children()
+        assert beside.wait(LONG) == child
         assert beside.task().interruptions == 0
 
 
@@ -260,6 +267,7 @@ def test_runs_that_wait_are_timed_out(home: Home, task: str, threads: str) -> No
 def test_runs_that_wait_are_cancelled(home: Home, task: str, threads: str) -> None:
     unserved = home.unserved()
     with home.worker("-c", "1", "--threads", threads, "--coroutines", "1") as worker:
+        home.warm_up()
         children = worker.children()
         waiting = getattr(home.tasks, task).delay(unserved.id, NOWHERE)
         home.wait_until_waiting(waiting)
@@ -291,6 +299,7 @@ def test_warm_shutdown_lets_runs_go_on_whose_wait_ends(home: Home, task: str, ch
         held = getattr(home.tasks, child).delay(gate.path)
         waiting = getattr(home.tasks, task).delay(held.id, "default")
         home.wait_until_waiting(waiting)
+        wait_until(lambda: home.history.count("start") == 2, "both run", seconds=LONG)
         worker.signal(signal.SIGTERM)
         worker.wait_for("finishing what runs")
         gate.open()
