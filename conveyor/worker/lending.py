@@ -165,9 +165,26 @@ class Lending:
         most = 1 if self._is_scarce(name) else self.free(name)
         return min(most, self.free(name), able + left * self._widths[name])
 
+    def grant(self, name: str) -> None:
+        """Lets runs that ask for it go on, as far as there are slots."""
+        while self._asking and (free := self.free(name)) > 0:
+            lanes = [(child.lanes[name], child) for child in self._children]
+            able = [(lane, child) for lane, child in lanes if lane.asking and _room(lane)]
+            if not able:
+                return
+            lane, child = min(able, key=lambda pair: next(iter(pair[0].asking)))
+            runs = list(islice(lane.asking, min(free, _room(lane))))
+            try:
+                send_grants(child.small, runs)
+            except OSError:  # full or gone: later, or never
+                return
+            for run in runs:
+                self.end(lane, lane.inflight[run])
+                self._follow(name, lane, run)
+
     def make_way(self, name: str, jobs: deque[Job]) -> None:
         """Runs that ask for their slots go first; what lies behind runs waits with the rest."""
-        self._grant(name)
+        self.grant(name)
         taken: list[Job] = []
         for child in self._children:
             lane = child.lanes[name]
@@ -255,22 +272,6 @@ class Lending:
     def _follow(self, name: str, lane: Lane, run: int) -> None:
         if name == SYNC:
             self._branch = _Branch(lane, run)
-
-    def _grant(self, name: str) -> None:
-        while self._asking and (free := self.free(name)) > 0:
-            lanes = [(child.lanes[name], child) for child in self._children]
-            able = [(lane, child) for lane, child in lanes if lane.asking and _room(lane)]
-            if not able:
-                return
-            lane, child = min(able, key=lambda pair: next(iter(pair[0].asking)))
-            runs = list(islice(lane.asking, min(free, _room(lane))))
-            try:
-                send_grants(child.small, runs)
-            except OSError:  # full or gone: later, or never
-                return
-            for run in runs:
-                self.end(lane, lane.inflight[run])
-                self._follow(name, lane, run)
 
     def _roomiest(self, name: str) -> Child | None:
         able = [child for child in self._children if self._has_room(child, name, 0)]

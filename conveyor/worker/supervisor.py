@@ -305,6 +305,7 @@ class Supervisor:
 
     def _hand_out(self, lane: str) -> None:
         if self.paused:
+            self._pool.lending.grant(lane)
             return
         self._pool.send(
             lane, self._held.waiting[lane], short=self._windows[lane].average < SHORT_RUN
