@@ -81,6 +81,11 @@ def hold(gate: str) -> str:
     return "held"
 
 
+@app.task
+def wait_for_hold(gate: str) -> str:
+    return f"waited: {hold.delay(gate).wait()}"
+
+
 def until(condition: Callable[[], Any], what: str) -> None:
     deadline = time.monotonic() + SOON
     while not condition():
@@ -393,6 +398,18 @@ def pause_takes_back_what_a_child_has_not_read() -> None:
     assert not record.retries
 
 
+def pause_lets_a_run_go_on_that_waited() -> None:
+    worker = Worker(app, concurrency=1)
+    worker.start()
+    waiting = wait_for_hold.delay("gate")
+    until(Path("gate.begun").exists, "what it waits for runs")
+    worker.pause()
+    until(lambda: paused() == [True], "it is paused")
+    Path("gate").touch()
+    assert waiting.wait(SOON) == "waited: held"
+    worker.shutdown()
+
+
 def callbacks_may_pause_resume_and_shut_down() -> None:
     seen: list[int] = []
 
@@ -488,6 +505,7 @@ SCENARIOS = [
     pause_and_resume_under_load,
     pause_hands_back_what_has_not_begun,
     pause_takes_back_what_a_child_has_not_read,
+    pause_lets_a_run_go_on_that_waited,
     callbacks_may_pause_resume_and_shut_down,
     shutdown_waits_wherever_the_worker_runs,
     shutdown_that_kills_gives_back_what_runs,
