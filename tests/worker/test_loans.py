@@ -57,6 +57,9 @@ def ends() -> Iterator[tuple[Parent, Loans]]:
     with near, far:
         yield Parent(near), Loans(far, lambda _on: None)
         near.close()
+        for thread in threading.enumerate():
+            if thread.name == "conveyor-grants":
+                thread.join(SOON)
 
 
 def block(loans: Loans, run: int, future: Future[Any]) -> threading.Thread:
