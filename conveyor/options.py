@@ -12,7 +12,8 @@ from conveyor.backoff import DEFAULT_BACKOFF
 from conveyor.broker.keys import check_id, check_name
 from conveyor.errors import ConfigurationError
 from conveyor.moments import Duration, moment_to_ms, to_ms
-from conveyor.records import FOREVER, UNLIMITED, Flag, Limits, Options
+from conveyor.packed_options import Options
+from conveyor.records import FOREVER, UNLIMITED, Flag, Limits
 from conveyor.settings import check_setting
 from conveyor.spelling import nearest
 

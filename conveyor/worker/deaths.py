@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from conveyor.backoff import DEFAULT_BACKOFF
 from conveyor.errors import SerializationError, TaskTimeout
-from conveyor.records import HEADER, Options, pack_error, payload_of
+from conveyor.packed_options import Options
+from conveyor.records import HEADER, pack_error, payload_of
 from conveyor.worker.runner import CANCELLED, may_retry, timeout_error
 
 if TYPE_CHECKING:

@@ -167,7 +167,9 @@ class Pool:
         lanes = [child.lanes[lane] for child in self.children if self._is_open(child)]
         if self.lending.active:
             return self.lending.room(lane, lanes)
-        return sum(each.width - len(each.inflight) for each in lanes) if lanes else None
+        if not lanes:
+            return None
+        return sum(each.width - len(each.inflight) for each in lanes) - self._outgoing(lane)
 
     def jobs(self) -> Iterable[Job]:
         """All that children have been given."""
@@ -277,6 +279,8 @@ class Pool:
         return False
 
     def _send_ordinary(self, lane: str, jobs: deque[Job], most_ahead: int) -> None:
+        if self._outgoing(lane) and (self.room(lane) or 0) <= 0:
+            return
         self._next = (self._next + 1) % len(self.children)
         order = self.children[self._next :] + self.children[: self._next]
         for ahead in (0, most_ahead) if most_ahead else (0,):
@@ -285,6 +289,10 @@ class Pool:
                     if not self._give(child, child.lanes[lane], jobs[0]):
                         break
                     jobs.popleft()
+
+    def _outgoing(self, lane: str) -> int:
+        """How many runs children still have whose successors are here already."""
+        return sum(len(child.lanes[lane].inflight) for child in self.children if child.retiring)
 
     def _is_open(self, child: Child) -> bool:
         if child.retiring or child.alone or child.sent >= self._max_tasks:

@@ -24,7 +24,8 @@ from conveyor.errors import (
     TaskCancelled,
     TaskTimeout,
 )
-from conveyor.records import LEASE, Options, pack_error, payload_of
+from conveyor.packed_options import Options
+from conveyor.records import LEASE, pack_error, payload_of
 from conveyor.worker.frames import JobFrame, Outcome, OutcomeFrame, send_outcome
 
 if TYPE_CHECKING:

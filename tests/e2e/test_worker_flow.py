@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -149,6 +150,14 @@ def test_child_is_replaced_after_exactly_so_many_runs(lab: Lab) -> None:
     with lab.worker("-c", "1", "--max-tasks-per-child", "3"):
         runs = [one.wait(SOON) for one in lab.tasks.where.map([()] * 10)]
     assert sorted(Counter(runs).values()) == [1, 3, 3, 3]
+
+
+def test_replacement_waits_for_the_last_run_of_the_one_before(lab: Lab) -> None:
+    with lab.worker("-c", "1", "--max-tasks-per-child", "1"):
+        results = lab.tasks.nap.map([(0.2,)] * 5)
+        records = [lab.ended(one) for one in results]
+    for before, after in pairwise(records):
+        assert before.processing_ended_at <= after.processing_started_at
 
 
 def test_what_is_taken_back_from_a_child_is_no_run_of_it(lab: Lab) -> None:

@@ -10,7 +10,8 @@ import pytest
 from conveyor import REDACTED, EventType, TaskStatus
 from conveyor.broker import commands
 from conveyor.events import decode_event
-from conveyor.records import HEADER, Flag, Options, pack_error
+from conveyor.packed_options import Options
+from conveyor.records import HEADER, Flag, pack_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
