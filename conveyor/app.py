@@ -44,7 +44,7 @@ from conveyor.recurring import (
 )
 from conveyor.result import TaskResult
 from conveyor.sending import asend_all, send_all
-from conveyor.settings import resolve_settings
+from conveyor.settings import find_broker, resolve_settings
 from conveyor.signature import Signature, annotated_types
 from conveyor.task import AsyncTask, BaseTask, Call, Definition, Task, check_task_name
 
@@ -93,7 +93,8 @@ class Conveyor:
     Args:
         name: Whatever you call it; also the namespace unless that is given.
         broker: A URL or a client of redis-py to share; None takes `CONVEYOR_BROKER` from the
-            environment, else the embedded server.
+            environment, else `broker` under `[tool.conveyor]` in pyproject.toml, else the embedded
+            server.
         queue: Where tasks go that name no queue.
         namespace: Apps on one server never meet unless they share it.
         timezone: In which naive datetimes are meant; None refuses them.
@@ -129,15 +130,14 @@ class Conveyor:
         self.namespace = check_name(name if namespace is None else namespace, "namespace")
         self.queue = check_name(queue, "queue")
         self.module = _calling_module()
+        directory = self.module.parent if self.module else Path.cwd()
         self.settings, self.origins = resolve_settings(
-            settings,
-            environ=os.environ,
-            directory=self.module.parent if self.module else Path.cwd(),
+            settings, environ=os.environ, directory=directory
         )
         self._listeners: WeakSet[Listener] = WeakSet()
         self.tasks: dict[str, BaseTask[..., Any]] = {}
         if broker is None:
-            broker = os.environ.get("CONVEYOR_BROKER") or "embedded://"
+            broker = find_broker(environ=os.environ, directory=directory) or "embedded://"
         self.client = Client(
             Server(broker, module=self.module),
             self.namespace,

@@ -143,6 +143,20 @@ def resolve_settings(
     return settings, origins
 
 
+def find_broker(*, environ: Mapping[str, str], directory: Path) -> str | None:
+    """Find the server's URL for an app that was given none; None where it is not said.
+
+    Raises:
+        ConfigurationError: It stands in a pyproject.toml and is no text.
+    """
+    if url := environ.get("CONVEYOR_BROKER"):
+        return url
+    url = _known_table(directory).get("broker")
+    if url is not None and not isinstance(url, str):
+        raise ConfigurationError(f"broker cannot be {url!r} (pyproject.toml): use a URL")
+    return url
+
+
 def check_setting(name: str, value: object, origin: str, *, text: bool = False) -> Any:
     """Return a setting's value in the form that ``Settings`` holds.
 
@@ -244,7 +258,7 @@ def _read(path: Path) -> str:
 def _known_table(directory: Path) -> Mapping[str, Any]:
     path = find_pyproject(directory)
     table: Mapping[str, Any] = {} if path is None else read_pyproject(path)
-    _refuse_unknown(table, {*_RULES, *_NOT_SETTINGS}, f"[tool.conveyor] in {path}")
+    _refuse_unknown(table, {*_RULES, "app", "broker"}, f"[tool.conveyor] in {path}")
     return table
 
 
@@ -258,7 +272,7 @@ def _refuse_unknown(given: Iterable[str], known: Iterable[str], origin: str) -> 
 
 
 def _warn_of_unknown_variables(environ: Mapping[str, str]) -> None:
-    known = {_PREFIX + name.upper() for name in (*_RULES, *_NOT_SETTINGS)}
+    known = {_PREFIX + name.upper() for name in (*_RULES, "app", "broker", "debug")}
     for variable in environ:
         if variable.startswith(_PREFIX) and variable not in known:
             warnings.warn(
@@ -280,9 +294,6 @@ def _check_acknowledgements(settings: Settings, origins: Mapping[str, str]) -> N
 
 #: What the name of every variable of ours begins with.
 _PREFIX: Final = "CONVEYOR_"
-
-#: What the app or the command line reads elsewhere: no settings, and no misspelt ones either.
-_NOT_SETTINGS: Final = ("broker", "app", "debug", "queue", "namespace", "timezone")
 
 _FLAG: Final = flag()
 _SIZE: Final = size()

@@ -16,7 +16,13 @@ import pytest
 from conveyor import settings as module
 from conveyor.backoff import DEFAULT_BACKOFF, linear
 from conveyor.errors import ConfigurationError
-from conveyor.settings import Settings, available_cpus, check_setting, resolve_settings
+from conveyor.settings import (
+    Settings,
+    available_cpus,
+    check_setting,
+    find_broker,
+    resolve_settings,
+)
 
 NAMES = [field.name for field in dataclasses.fields(Settings)]
 
@@ -208,7 +214,7 @@ def test_an_unknown_variable_is_only_warned_about(tmp_path: Path) -> None:
 
 
 def test_what_is_read_elsewhere_is_not_warned_about(tmp_path: Path) -> None:
-    names = ("BROKER", "APP", "DEBUG", "QUEUE", "NAMESPACE", "TIMEZONE")
+    names = ("BROKER", "APP", "DEBUG")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         resolve(tmp_path, {f"CONVEYOR_{name}": "x" for name in names})
@@ -217,6 +223,24 @@ def test_what_is_read_elsewhere_is_not_warned_about(tmp_path: Path) -> None:
 def test_the_apps_own_keys_may_stand_in_pyproject(tmp_path: Path) -> None:
     write_pyproject(tmp_path, '[tool.conveyor]\napp = "shop.tasks"\nthreads = 2\n')
     assert resolve(tmp_path)[0].threads == 2
+
+
+@pytest.mark.parametrize("name", ["queue", "namespace", "timezone"])
+def test_what_only_an_app_can_say_is_refused_in_pyproject(name: str, tmp_path: Path) -> None:
+    write_pyproject(tmp_path, f'[tool.conveyor]\n{name} = "x"\n')
+    with pytest.raises(ConfigurationError, match=f"there is no setting '{name}'"):
+        resolve(tmp_path)
+
+
+def test_a_broker_is_found_in_the_environment_then_in_pyproject(tmp_path: Path) -> None:
+    assert find_broker(environ={}, directory=tmp_path) is None
+    write_pyproject(tmp_path, '[tool.conveyor]\nbroker = "redis://there"\n')
+    assert find_broker(environ={}, directory=tmp_path) == "redis://there"
+    environ = {"CONVEYOR_BROKER": "redis://here"}
+    assert find_broker(environ=environ, directory=tmp_path) == "redis://here"
+    write_pyproject(tmp_path, "[tool.conveyor]\nbroker = 6379\n")
+    with pytest.raises(ConfigurationError, match=r"broker cannot be 6379 \(pyproject.toml\)"):
+        find_broker(environ={}, directory=tmp_path)
 
 
 def test_the_nearest_pyproject_counts_even_without_our_table(tmp_path: Path) -> None:
