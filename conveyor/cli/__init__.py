@@ -30,12 +30,13 @@ class Command:
     Attributes:
         summary: What it does, in a few words.
         parser: Makes its parser.
-        run: Does it; gets the parsed arguments.
+        run: Does it and gives the exit code; gets the parsed arguments, all of them as they were
+            given in `arguments`.
     """
 
     summary: str
     parser: Callable[[], Parser]
-    run: Callable[[argparse.Namespace], Exit]
+    run: Callable[[argparse.Namespace], int]
 
 
 COMMANDS: Final[Mapping[str, Command]] = {
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return Exit.FAILED
 
 
-def _run(arguments: Sequence[str]) -> Exit:
+def _run(arguments: Sequence[str]) -> int:
     parser = _make_parser()
     found, unknown = parser.parse_known_args(arguments)
     parser.refuse(unknown)
@@ -98,6 +99,7 @@ def _run(arguments: Sequence[str]) -> Exit:
     options = command.parser().read(found.rest)
     if getattr(options, "app", None) is None:
         options.app = found.app
+    options.arguments = arguments
     return command.run(options)
 
 

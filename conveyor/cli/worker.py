@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conveyor.broker.connect import TRANSIENT
 from conveyor.cli.apps import find_app
 from conveyor.cli.logs import set_up_logs
 from conveyor.cli.parsing import Exit, Parser, add_app, add_logs, setting, version
+from conveyor.cli.reload import OPTION, Reloader
 from conveyor.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ _EXAMPLES = (
     ("conveyor -A myapp worker -Q high,default", "default only while high is empty"),
     ("conveyor -A myapp worker -Q high:3,default:1", "three of high for one of default"),
     ("conveyor -A myapp worker --burst --no-beat", "do what is queued, then end"),
+    ("conveyor -A myapp worker --reload", "start again when a file changes"),
     ("conveyor -A myapp worker --max-memory-per-child 200M", "replace children that grow"),
 )
 
@@ -62,6 +65,9 @@ def make_parser() -> Parser:
         help="also move what comes due to its queue (default: yes)",
     )
     parser.add_argument("--burst", action="store_true", help="end when the queues are empty")
+    parser.add_argument(
+        OPTION, action="store_true", help="start again when a Python file here changes"
+    )
     add_logs(parser)
     return parser
 
@@ -73,8 +79,10 @@ def add_queues(parser: argparse.ArgumentParser, text: str) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> Exit:
+def run(options: argparse.Namespace) -> int:
     """Works until told to stop."""
+    if options.reload:
+        return Reloader(options.arguments, Path.cwd()).run()
     handler = set_up_logs(options.log_level or "INFO", options.log_format or "text")
     app = find_app(options.app)
     level = options.log_level or app.settings.log_level
