@@ -1,25 +1,23 @@
-"""Listeners: callbacks in order, loops of both kinds, and what becomes of them in an outage."""
+"""Listeners: callbacks in order, loops of both kinds, and how they end."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import logging
-import queue
 import threading
-import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgpack
 import pytest
 import redis
 import redis.asyncio
+from hearing import LIFE, Heard, send, take, task_id_of, types
 from playing import SOON, Player, end, run
-from servers import Proxy, Server, wait_until
+from servers import Server, wait_until
 
 from conveyor import (
     REDACTED,
-    BrokerUnavailable,
     ConfigurationError,
     Conveyor,
     ConveyorError,
@@ -28,63 +26,6 @@ from conveyor import (
     Listener,
     TaskStatus,
 )
-from conveyor import listener as module
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-#: The life of a task that ends well.
-LIFE = ["task_queued", "task_processing", "task_success", "task_complete"]
-
-
-def send(app: Conveyor, *values: Any, queue: str | None = None, **named: Any) -> str:
-    """Enqueues a task; its id."""
-    task = app.tasks.get("keep")
-    if task is None:
-
-        @app.task(name="keep")
-        def keep(*values: Any, **named: Any) -> Any:
-            return values
-
-        task = keep
-    options: dict[str, Any] = {"queue": queue} if queue else {}
-    return task.options(**options).delay(*values, **named).id
-
-
-class Heard:
-    """A callback that keeps what it was called with."""
-
-    def __init__(self) -> None:
-        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-
-    def __call__(self, event: Event) -> None:
-        self.events.put(event)
-
-    def next(self) -> Event:
-        return self.events.get(timeout=SOON)
-
-    def ids(self, count: int) -> list[str]:
-        return [_task_id(self.next()) for _ in range(count)]
-
-
-def _task_id(event: Event) -> str:
-    assert event.task is not None
-    return event.task.id
-
-
-def take(events: Iterator[Event], count: int) -> list[Event]:
-    """The next so many events; a loop that hears too few hangs until pytest ends it."""
-    return [next(events) for _ in range(count)]
-
-
-def types(events: list[Event]) -> list[str]:
-    return [event.type.value for event in events]
-
-
-@pytest.fixture
-def own_server() -> Iterator[Server]:
-    with Server(appendonly=True) as server:
-        yield server
 
 
 def test_a_callback_hears_all_that_happens_once_it_is_there(app: Conveyor) -> None:
@@ -98,7 +39,7 @@ def test_a_callback_hears_all_that_happens_once_it_is_there(app: Conveyor) -> No
             end(app, "success", number)
             event = heard.next()
         assert (event.type, event.queue) == (EventType.TASK_COMPLETE, "default")
-        assert _task_id(event) == task_id
+        assert task_id_of(event) == task_id
         assert event.task is not None
         assert event.task.status is TaskStatus.SUCCESS
         assert event.created_at == event.task.processing_ended_at
@@ -111,7 +52,7 @@ def test_a_callback_hears_all_in_an_event_loop_too(app: Conveyor) -> None:
             heard = Heard()
             listener = app.listener()
             listener.on("task_queued", heard)
-            assert send(app) == _task_id(heard.next())
+            assert send(app) == task_id_of(heard.next())
             await listener.aclose()
 
     run(app, main())
@@ -126,7 +67,7 @@ def test_a_decorated_function_stays_itself(app: Conveyor) -> None:
             heard(event)
 
         assert inspect.isfunction(note)
-        assert send(app) == _task_id(heard.next())
+        assert send(app) == task_id_of(heard.next())
 
 
 def test_callbacks_run_on_one_thread_in_order(app: Conveyor) -> None:
@@ -159,7 +100,7 @@ def test_a_callback_that_raises_is_logged_and_ends_nothing(
     heard = Heard()
 
     def fail(event: Event) -> None:
-        raise ValueError(f"not this one: {_task_id(event)}")
+        raise ValueError(f"not this one: {task_id_of(event)}")
 
     with app.listener() as listener:
         listener.on("task_queued", fail)
@@ -181,7 +122,7 @@ def test_a_loop_gives_every_event(app: Conveyor) -> None:
         end(app, "success", 1)
         events = take(iter(listener), 4)
     assert types(events) == LIFE
-    assert {_task_id(event) for event in events} == {task_id}
+    assert {task_id_of(event) for event in events} == {task_id}
 
 
 def test_a_loop_ends_when_the_listener_is_closed(app: Conveyor) -> None:
@@ -212,7 +153,7 @@ def test_a_loop_can_be_left_and_taken_up_again(app: Conveyor) -> None:
             first = event
             break
         second = next(iter(listener))
-    assert _task_id(first) != _task_id(second)
+    assert task_id_of(first) != task_id_of(second)
 
 
 def test_callbacks_and_a_loop_both_hear(app: Conveyor) -> None:
@@ -221,7 +162,7 @@ def test_callbacks_and_a_loop_both_hear(app: Conveyor) -> None:
         listener.on("task_queued", heard)
         events = iter(listener)
         task_id = send(app)
-        assert _task_id(next(events)) == task_id
+        assert task_id_of(next(events)) == task_id
         listener.on("task_processing", heard)
         end(app, "success", 1)
         assert next(events).type == "task_processing"
@@ -347,7 +288,7 @@ def test_a_shared_client_listens_too(server: Server, kind: Any, decode: bool) ->
             task_id = send(other)
             end(other, "success", 1)
         events = take(iter(listener), 4)
-        assert {_task_id(event) for event in events} == {task_id}
+        assert {task_id_of(event) for event in events} == {task_id}
         assert types(events) == LIFE
 
 
@@ -376,7 +317,7 @@ def test_what_is_no_event_is_left_out(app: Conveyor, caplog: pytest.LogCaptureFi
         for junk in (b"\xc1", msgpack.packb(7), msgpack.packb(newer), msgpack.packb([])):
             app.client.broker.execute(("SPUBLISH", channel, junk))
         task_id = send(app)
-        assert _task_id(next(iter(listener))) == task_id
+        assert task_id_of(next(iter(listener))) == task_id
     assert "'task_dreamt' is not a valid EventType" in caplog.text
     assert len([one for one in caplog.records if "cannot be told" in one.getMessage()]) == 4
 
@@ -435,113 +376,3 @@ def test_closing_the_app_closes_its_listeners(server: Server) -> None:
 def threads_of(listener: Listener) -> list[threading.Thread]:
     threads = [*(ear._thread for ear in listener._ears), listener._thread]
     return [thread for thread in threads if thread is not None and thread.is_alive()]
-
-
-def test_a_server_that_is_down_is_named_in_time() -> None:
-    began = time.monotonic()
-    with (
-        Conveyor("down", broker="redis://127.0.0.1:1/0") as app,
-        pytest.raises(BrokerUnavailable, match=r"cannot reach redis://127\.0\.0\.1:1/0"),
-    ):
-        app.listener()
-
-    async def main() -> None:
-        async with Conveyor("down", broker="redis://127.0.0.1:1/0") as app:
-            with pytest.raises(BrokerUnavailable, match="cannot reach"):
-                await anext(aiter(app.listener()))
-
-    asyncio.run(main())
-    assert time.monotonic() - began < 10
-
-
-def test_a_server_that_says_nothing_is_named_in_time(server: Server) -> None:
-    with Proxy(server.port) as proxy, Conveyor("mute", broker=proxy.url) as app:
-        app.queues()
-        proxy.blackhole(True)
-        began = time.monotonic()
-        with pytest.raises(BrokerUnavailable, match="cannot reach"):
-            app.listener()
-        assert time.monotonic() - began < 10
-        proxy.blackhole(False)
-
-
-def test_a_listener_comes_back_after_a_restart_and_says_so_once(
-    own_server: Server, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "conveyor.listener")
-    heard = Heard()
-    with Conveyor("back", broker=own_server.url) as app, app.listener("a", "b") as listener:
-        listener.on("task_queued", heard)
-        for _ in range(2):
-            caplog.clear()
-            own_server.kill()
-            wait_until(lambda: "Events are missed" in caplog.text, "it noticed")
-            time.sleep(0.3)  # some more attempts fail
-            own_server.restart()
-            wait_until(lambda: "again" in caplog.text, "it is back", seconds=SOON)
-            wait_until(lambda: _hears_all(listener), "both queues heard", seconds=SOON)
-            for name in ("a", "b"):
-                assert send(app, queue=name) == _task_id(heard.next())
-            assert [one.levelname for one in caplog.records] == ["WARNING", "INFO"]
-            assert app.client.broker.server.address in caplog.records[0].getMessage()
-
-
-def _hears_all(listener: Listener) -> bool:
-    return all(ear._wanted == ear._heard for ear in listener._ears)
-
-
-def test_a_listener_notices_a_connection_that_is_dead(
-    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("conveyor.broker.subscription._SILENCE", 0.1)
-    with Proxy(server.port) as proxy, Conveyor("dead", broker=proxy.url) as app:
-        caplog.set_level(logging.INFO, "conveyor.listener")
-        with app.listener() as listener:
-            proxy.blackhole(True)
-            wait_until(lambda: "Events are missed" in caplog.text, "it noticed")
-            proxy.blackhole(False)
-            wait_until(lambda: "again" in caplog.text, "it is back", seconds=SOON)
-            events = iter(listener)
-            task_id = send(app)
-            assert _task_id(next(events)) == task_id
-
-
-def test_who_is_too_far_behind_loses_the_oldest(
-    app: Conveyor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(module, "BACKLOG", 3 * 1_048_576)
-    gate, heard = threading.Event(), Heard()
-
-    def slow(event: Event) -> None:
-        gate.wait(SOON)
-        heard(event)
-
-    with app.listener() as listener:
-        listener.on("task_queued", slow)
-        ids = [send(app, b"x" * 30_000) for _ in range(200)]
-        wait_until(lambda: "behind" in caplog.text, "some were dropped")
-        ids.append(send(app))
-        gate.set()
-        kept = [heard.next()]
-        while _task_id(kept[-1]) != ids[-1]:
-            kept.append(heard.next())
-    assert 50 < len(kept) < 201
-    told = [_task_id(event) for event in kept[1:]]
-    assert told == ids[-len(told) :]
-    assert len([one for one in caplog.records if "behind" in one.getMessage()]) == 1
-
-
-def test_a_loop_begins_with_what_was_heard_before(
-    app: Conveyor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(module, "EARLY", 100_000)
-    heard = Heard()
-    with app.listener() as listener:
-        listener.on("task_queued", heard)
-        ids = [send(app, b"x" * 10_000) for _ in range(20)]
-        assert heard.ids(20) == ids
-        events = iter(listener)
-        assert [_task_id(event) for event in take(events, 9)] == ids[-9:]
-        ids = [send(app, b"x" * 10_000) for _ in range(20)]
-        assert [_task_id(event) for event in take(events, 20)] == ids
-    assert "behind" not in caplog.text

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from far import DEADLINE, call, far_app, replicate
+from hearing import LIFE
 from playing import end
 from redis.crc import key_slot
 from servers import Cluster, Sentinel, wait_until
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from conveyor import Conveyor, Event
-
-LIFE = ["task_queued", "task_processing", "task_success", "task_complete"]
 
 
 @pytest.fixture(scope="module")
