@@ -8,6 +8,8 @@ import pytest
 from engine import Engine, Worker
 from servers import Binary, Server, binaries
 
+from .ear import Ear
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -37,3 +39,9 @@ def engine(app: Conveyor) -> Engine:
 def worker(engine: Engine) -> Worker:
     """A worker of that queue."""
     return Worker(engine)
+
+
+@pytest.fixture
+def ear(engine: Engine) -> Ear:
+    """Who listens to that queue."""
+    return Ear(engine)

@@ -1,16 +1,14 @@
-"""What each script tells those who listen to a queue, and what it costs where nobody does."""
+"""What each script tells those who listen to a queue, in which order and with what in it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 import pytest
 
 from conveyor import REDACTED, EventType, TaskStatus
 from conveyor.broker import commands
-from conveyor.events import decode_event
-from conveyor.packed_options import Options
 from conveyor.records import HEADER, Flag, pack_error
 
 if TYPE_CHECKING:
@@ -18,88 +16,14 @@ if TYPE_CHECKING:
 
     from engine import Engine, Worker
 
-    from conveyor import Event
+    from .ear import Ear
+
 
 ERROR = pack_error("ValueError", "no", "line 1")
-#: What does not travel with an event.
-LARGE = 32_768
 #: The end of a task, told once.
 SUCCESS = ["task_success", "task_complete"]
 FAIL = ["task_fail", "task_complete"]
 CANCELLED = ["task_cancelled", "task_complete"]
-
-
-class Told(NamedTuple):
-    """One event as it was published."""
-
-    type: str
-    now_ms: int
-    id: str | None
-    record: bytes
-    extras: dict[bytes, bytes]
-    data: bytes | None
-    worker: str | None
-    message: bytes
-
-
-class Ear:
-    """A subscription to the events of a queue, read by hand."""
-
-    def __init__(self, engine: Engine) -> None:
-        server: Any = engine.broker.server
-        self.engine = engine
-        self.connection = server.connection(engine.keys.memory)
-        self.connection.send_command("SSUBSCRIBE", engine.keys.events)
-        assert self.connection.read_response()[0] == b"ssubscribe"
-        engine.call("HDEL", engine.keys.memory, "unheard")
-
-    def heard(self) -> list[Told]:
-        """What was published since it was asked last."""
-        self.connection.send_command("PING")
-        told: list[Told] = []
-        while (message := self.connection.read_response(disable_decoding=True))[0] != b"pong":
-            told.append(_told(message[2]))
-        return told
-
-    def types(self) -> list[str]:
-        """The same, of each its type."""
-        return [one.type for one in self.heard()]
-
-    def events(self, *, reveal: bool = False) -> list[Event]:
-        """The same, as users see it."""
-        codec = self.engine.app.client.codec
-        queue = self.engine.queue
-        return [decode_event(queue, one.message, codec, reveal=reveal) for one in self.heard()]
-
-
-def _told(message: bytes) -> Told:
-    kind, now, task_id, record, extras, data, worker = msgpack.unpackb(message, raw=True)
-    return Told(
-        kind.decode(),
-        now,
-        task_id.decode() if task_id else None,
-        record or b"",
-        commands.pairs(extras or []),
-        None if data is False else data,
-        worker.decode() if worker else None,
-        message,
-    )
-
-
-@pytest.fixture
-def ear(engine: Engine) -> Ear:
-    return Ear(engine)
-
-
-def calls(engine: Engine, command: str) -> int:
-    """How often the server has run a command so far."""
-    info = engine.app.client.broker.server.client().info("commandstats")  # type: ignore[union-attr]
-    return int(info.get(f"cmdstat_{command}", {"calls": 0})["calls"])
-
-
-def counted(engine: Engine) -> int:
-    """How often subscriptions were counted so far."""
-    return calls(engine, "pubsub|shardnumsub")
 
 
 def run(outcome: str, data: bytes = b"", **about: Any) -> Callable[[Engine, Worker], None]:
@@ -401,93 +325,6 @@ def test_a_batch_is_told_in_order(engine: Engine, worker: Worker, ear: Ear) -> N
     assert heard == [("task_queued", one) for one in "abc"] + [
         ("task_processing", one) for one in "abc"
     ]
-
-
-def test_nobody_listens(engine: Engine, worker: Worker) -> None:
-    before, published = counted(engine), calls(engine, "spublish")
-    engine.put("a", "b", error_retry_limit=1)
-    assert counted(engine) == before + 1
-    worker.run("a", "error", ERROR, delay_ms=1)
-    worker.run("b", "success", b"\x07")
-    engine.advance(1)
-    engine.maintain()
-    engine.cancel("a")
-    assert counted(engine) == before + 1
-    assert calls(engine, "spublish") == published
-
-
-def test_subscriptions_are_counted_once_a_call_that_has_something_to_tell(
-    engine: Engine, worker: Worker, ear: Ear
-) -> None:
-    before = counted(engine)
-    engine.put("a", "b", "c")
-    assert counted(engine) == before + 1
-    held = worker.claim(3)
-    assert counted(engine) == before + 2
-    worker.renew(*held)
-    worker.send()
-    engine.maintain()
-    engine.run(commands.read(engine.keys, ["a"]))
-    engine.run(commands.status(engine.keys))
-    engine.run(commands.hello(engine.keys, "", 0, b""))
-    assert engine.cancel("a") == 1
-    assert engine.run(commands.progress(engine.keys, "a", b"x" * 12, "p", b"\x09")) is False
-    assert counted(engine) == before + 2
-    assert len(ear.heard()) == 6
-
-
-def test_a_listener_that_is_gone_costs_one_count(engine: Engine, ear: Ear) -> None:
-    engine.put("a")
-    assert ear.types() == ["task_queued"]
-    ear.connection.disconnect()
-    before, published = counted(engine), calls(engine, "spublish")
-    engine.put("b")
-    while calls(engine, "spublish") > published:  # the server had not noticed yet
-        published = calls(engine, "spublish")
-        before = counted(engine)
-        engine.put(f"b{published}")
-    assert counted(engine) == before + 1
-    engine.put("c")
-    assert counted(engine) == before + 1
-    ear = Ear(engine)
-    engine.put("d")
-    assert ear.types() == ["task_queued"]
-
-
-def test_a_queue_whose_memory_was_removed_is_still_heard(engine: Engine, ear: Ear) -> None:
-    engine.put("a")
-    engine.call("DEL", engine.keys.memory)
-    engine.put("b")
-    assert ear.types() == ["task_queued"] * 2
-
-
-def test_what_is_too_large_does_not_travel(engine: Engine, worker: Worker, ear: Ear) -> None:
-    options = Options(headers={"tenant": "a"}).pack()
-    engine.put("a", args=(b"x" * LARGE,), options=options)
-    (lease,) = worker.claim()
-    large = engine.app.client.codec.encode("x" * LARGE, "progress")
-    engine.run(commands.progress(engine.keys, "a", lease.token, "p", large))
-    engine.run(commands.progress(engine.keys, "a", lease.token, "d", b"\x08"))
-    text = "x" * LARGE
-    worker.end(lease, "fatal", pack_error("ValueError", "no", text))
-    heard = ear.heard()
-    assert all(len(one.record) < 200 for one in heard)
-    assert sum(len(one.message) for one in heard) < 4 * LARGE
-    *_, progress, data, error, _, complete = (
-        decode_event("default", one.message, engine.app.client.codec, reveal=True) for one in heard
-    )
-    assert progress.data is REDACTED
-    for event in (progress, data, error, complete):
-        assert event.task is not None
-        assert (event.task.args, event.task.kwargs) == (REDACTED, REDACTED)
-        assert event.task.progress is REDACTED
-        assert event.task.headers == {"tenant": "a"}
-    assert complete.task is not None
-    assert (complete.task.data, complete.task.traceback) == (8, text)
-    assert complete.task.attempts == ()
-    # What is kept is whole.
-    task = engine.task("a")
-    assert (task.args, len(task.progress), len(task.attempts)) == ((b"x" * LARGE,), LARGE, 1)
 
 
 def test_options_that_cannot_be_read_are_left_out(engine: Engine, worker: Worker, ear: Ear) -> None:
