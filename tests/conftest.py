@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from managing import Driven
 from servers import Server
 
 from conveyor import Conveyor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _numbers = count(1)
 
@@ -36,3 +37,17 @@ def app(server: Server) -> Iterator[Conveyor]:
     """An app that meets no other test's on the shared server."""
     with Conveyor(f"test-{next(_numbers)}", broker=server.url) as app:
         yield app
+
+
+@pytest.fixture(params=["sync", "async"])
+def manage(app: Conveyor, request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Makes managers of the app's queues, once of each kind."""
+    if request.param == "sync":
+        return app.manager
+    return lambda queue=None: Driven(app, queue)
+
+
+@pytest.fixture
+def manager(manage: Callable[..., Any]) -> Any:
+    """A manager of the default queue."""
+    return manage()

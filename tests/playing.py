@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 #: Seconds in which anything here happens unless it hangs.
 SOON = 20.0
+#: How a task ends that fails.
+ERROR = pack_error("ValueError", "no", "Traceback: line 1")
 
 
 def claim(app: Conveyor, queue: str = "default") -> tuple[Worker, Lease]:

@@ -1,17 +1,17 @@
-"""Managers, sync and async: each test of what they do runs with both."""
+"""Managers, what they send and tasks one by one; `manager` is of both kinds, sync and async."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from engine import Engine, Worker
-from playing import SOON, Player, claim, end
+from engine import Engine
+from managing import Driven
+from playing import ERROR, SOON, Player, claim, end
 from servers import Server, wait_until
 
 from conveyor import (
@@ -28,60 +28,14 @@ from conveyor import (
     TaskResult,
     TaskStatus,
     WaitTimeout,
-    WorkerRecord,
 )
-from conveyor.broker import commands
-from conveyor.records import pack_error
-from conveyor.worker.announcement import pack_announcement
-from conveyor.worker.plan import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ERROR = pack_error("ValueError", "no", "Traceback: line 1")
-
 
 def add(x: int, y: int = 0) -> int:
     return x + y
-
-
-class Driven:
-    """An `AsyncManager` whose methods are called like those of a `Manager`."""
-
-    def __init__(self, app: Conveyor, queue: str | None) -> None:
-        self._app = app
-        self._manager = app.amanager(queue)
-
-    def __getattr__(self, name: str) -> Any:
-        async def run(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return await getattr(self._manager, name)(*args, **kwargs)
-            finally:
-                await self._app.client.abroker.aclose()
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return asyncio.run(run(*args, **kwargs))
-
-        attribute = getattr(self._manager, name)
-        return call if callable(attribute) else attribute
-
-
-@pytest.fixture(params=["sync", "async"])
-def manage(app: Conveyor, request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """Makes managers of the app's queues."""
-    if request.param == "sync":
-        return app.manager
-    return lambda queue=None: Driven(app, queue)
-
-
-@pytest.fixture
-def manager(manage: Callable[..., Any]) -> Any:
-    return manage()
-
-
-@pytest.fixture
-def engine(app: Conveyor) -> Engine:
-    return Engine(app, stopped=False)
 
 
 # Twins.
@@ -242,8 +196,9 @@ def test_what_was_not_sent_can_be_sent_later_as_it_was_meant() -> None:
     ("outcome", "status"), [("success", "success"), ("fatal", "failed"), ("cancelled", "cancelled")]
 )
 def test_the_end_of_a_task_is_told_however_it_ends(
-    app: Conveyor, engine: Engine, manager: Any, outcome: str, status: str
+    app: Conveyor, manager: Any, outcome: str, status: str
 ) -> None:
+    engine = Engine(app, stopped=False)
     result = manager.enqueue_task("some.work", (outcome,))
     with ThreadPoolExecutor(1) as pool:
         told = pool.submit(manager.on_task_complete, result.id, SOON)
@@ -319,112 +274,6 @@ def test_a_task_is_cancelled_retried_and_removed(app: Conveyor, manager: Any) ->
     for ask in (manager.cancel_task_by_id, manager.retry_task_by_id):
         with pytest.raises(TaskNotFound, match=f"no task '{task_id}' on queue 'default'"):
             ask(task_id)
-
-
-# The queue as a whole.
-
-
-def test_tasks_are_counted(app: Conveyor, engine: Engine, manager: Any) -> None:
-    manager.enqueue_tasks([{"task": "some.work"}] * 5)
-    manager.schedule_task("some.work", after=60)
-    end(app, "success", 1)
-    end(app, "fatal", ERROR)
-    end(app, "park", b"unknown")
-    manager.cancel_task_by_id(manager.get_tasks("queued")[0].id)
-    claim(app)
-    assert manager.get_task_counts() == TaskCounts(
-        scheduled=1, queued=1, processing=1, success=1, failed=1, cancelled=1
-    )
-
-
-def test_workers_are_listed(app: Conveyor, engine: Engine, manager: Any) -> None:
-    assert manager.get_workers() == []
-    plan = make_plan(
-        app.settings, {"concurrency": 3}, queues=["default", "side"], beat=True, burst=False
-    )
-    for worker, about in (("0a", pack_announcement(plan)), ("0b", b"\xc1"), ("0c", b"\x80")):
-        engine.run(commands.hello(engine.keys, worker, 60_000, about))
-    foreign, other, ours = manager.get_workers()
-    assert (foreign, other) == (WorkerRecord(id="0b"), WorkerRecord(id="0c"))
-    assert (ours.id, ours.queues, ours.concurrency, ours.beat) == (
-        "0a",
-        ("default", "side"),
-        3,
-        True,
-    )
-    assert ours.host
-    assert ours.pid
-
-
-def test_a_queue_is_paused_and_resumed(app: Conveyor, engine: Engine, manager: Any) -> None:
-    assert [manager.pause_queue(), manager.pause_queue()] == [True, False]
-    manager.enqueue_task("some.work")
-    assert Worker(engine).claim() == []
-    assert [manager.resume_queue(), manager.resume_queue()] == [True, False]
-    assert len(Worker(engine).claim()) == 1
-
-
-def test_a_rate_limit_is_set_and_cleared(manager: Any) -> None:
-    assert manager.get_queue_rate_limit() is None
-    assert manager.set_queue_rate_limit(100, 60) is None
-    limit = manager.get_queue_rate_limit()
-    assert (limit.points, limit.duration) == limit == (100, 60)
-    manager.set_queue_rate_limit(1, timedelta(milliseconds=1500))
-    assert manager.get_queue_rate_limit() == (1, 1.5)
-    assert manager.clear_queue_rate_limit() is None
-    assert manager.get_queue_rate_limit() is None
-
-
-@pytest.mark.parametrize(
-    ("points", "duration", "kind", "text"),
-    [
-        (0, 1, ConfigurationError, r"points cannot be 0: .*pause_queue\(\)"),
-        (1_000_001, 1, ConfigurationError, "1 to 1,000,000"),
-        (1.5, 1, TypeError, "whole number"),
-        (True, 1, TypeError, "whole number"),
-        (1, 0, ConfigurationError, "seconds above 0"),
-        (1, -1, ConfigurationError, "duration cannot be -1"),
-        (1, math.inf, ConfigurationError, "seconds above 0"),
-        (1, "1", TypeError, "duration must be seconds"),
-    ],
-)
-def test_a_rate_limit_that_cannot_be(
-    manager: Any, points: Any, duration: Any, kind: type[Exception], text: str
-) -> None:
-    with pytest.raises(kind, match=text):
-        manager.set_queue_rate_limit(points, duration)
-    assert manager.get_queue_rate_limit() is None
-
-
-def test_a_queue_is_purged(app: Conveyor, manager: Any) -> None:
-    manager.enqueue_tasks([{"task": "some.work"}] * 250)
-    manager.schedule_task("some.work", after=60)
-    end(app, "success", 1)
-    claim(app)
-    assert manager.purge_queue() == 249
-    assert manager.get_task_counts() == TaskCounts(0, 0, 1, 1, 0, 0)
-    assert manager.purge_queue() == 0
-
-
-def test_a_queue_is_destroyed(app: Conveyor, manage: Callable[..., Any]) -> None:
-    manager, side = manage(), manage("side")
-    for one in (manager, side):
-        one.enqueue_tasks([{"task": "some.work"}] * 150)
-    end(app, "success", 1)
-    assert manager.destroy_queue() is None
-    engine = Engine(app, stopped=False)
-    assert engine.call("KEYS", engine.keys.prefix + "*") == []
-    assert app.queues() == ["side"]
-    assert asyncio.run(queues(app)) == ["side"]
-    assert side.get_task_counts().queued == 150
-    manager.enqueue_task("some.work")
-    assert app.queues() == ["default", "side"]
-
-
-async def queues(app: Conveyor) -> list[str]:
-    found = await app.aqueues()
-    await app.client.abroker.aclose()
-    return found
 
 
 # The connection.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from engine import Engine
-from playing import SOON, Player, claim, end, run
+from playing import ERROR, SOON, Player, claim, end, run
 from servers import Server, wait_until
 
 from conveyor import Conveyor, TaskResult, TaskStatus
@@ -23,12 +23,10 @@ from conveyor.errors import (
     TaskNotFound,
     WaitTimeout,
 )
-from conveyor.records import pack_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ERROR = pack_error("ValueError", "no", "Traceback: line 1")
 MISSING = (
     "there is no task 'gone' on queue 'default': it never existed, was removed,"
     " or its retention has passed"
