@@ -14,10 +14,7 @@ from workers import Running
 from conveyor import EventType, Orchestrator, TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from servers import Server
+    from collections.abc import Callable
 
     from conveyor import Event, TaskResult
 
@@ -37,12 +34,6 @@ for step in (worker.pause, worker.resume):
         time.sleep(0.005)
 worker.shutdown()
 """
-
-
-@pytest.fixture
-def lab(server: Server, tmp_path: Path) -> Iterator[Lab]:
-    with Lab(server.url, tmp_path) as lab:
-        yield lab
 
 
 class Story:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import pytest
 from faults.lab import SOON, Lab
@@ -11,18 +10,6 @@ from faults.windows import most_in_a_window, starts_of
 from servers import wait_until
 
 from conveyor import Conveyor, TaskNotFound, TaskStatus
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from servers import Server
-
-
-@pytest.fixture
-def lab(server: Server, tmp_path: Path) -> Iterator[Lab]:
-    with Lab(server.url, tmp_path) as lab:
-        yield lab
 
 
 def test_a_worker_runs_what_was_sent_by_name_alone(lab: Lab) -> None:

@@ -8,24 +8,13 @@ import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from faults.lab import SOON, Gate, Lab
 from servers import wait_until
 
 from conveyor import TaskFailed, TaskResult, TaskStatus
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from servers import Server
-
-
-@pytest.fixture
-def lab(server: Server, tmp_path: Path) -> Iterator[Lab]:
-    with Lab(server.url, tmp_path) as lab:
-        yield lab
 
 
 @pytest.mark.parametrize("task", ["hold", "ahold"])

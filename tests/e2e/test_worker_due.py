@@ -6,7 +6,6 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-import pytest
 from faults.lab import SOON, Lab
 from servers import Server, wait_until
 
@@ -14,14 +13,7 @@ from conveyor import TaskStatus
 from conveyor.orchestrator import Orchestrator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-
-@pytest.fixture
-def lab(server: Server, tmp_path: Path) -> Iterator[Lab]:
-    with Lab(server.url, tmp_path) as lab:
-        yield lab
 
 
 def test_scheduled_task_runs_when_it_is_due_and_not_before(lab: Lab) -> None:

@@ -40,12 +40,6 @@ DECLARES = """
 
 
 @pytest.fixture
-def lab(server: Server, tmp_path: Path) -> Iterator[Lab]:
-    with Lab(server.url, tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
 def declaring(server: Server, tmp_path: Path) -> Iterator[tuple[Project, Conveyor]]:
     """A project whose decorators declare, and an app of the test's own that looks at it."""
     project = Project(tmp_path, server.url, DECLARES)

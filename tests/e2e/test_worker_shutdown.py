@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING
 
 import pytest
 from faults.lab import SOON, Lab
 from servers import wait_until
 
 from conveyor import TaskFailed, TaskStatus
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from servers import Server
-
-
-@pytest.fixture
-def lab(server: Server, tmp_path: Path) -> Iterator[Lab]:
-    with Lab(server.url, tmp_path) as lab:
-        yield lab
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING
 
 import pytest
 from faults.lab import SOON, Lab
@@ -12,21 +11,9 @@ from servers import wait_until
 
 from conveyor import TaskCancelled, TaskFailed, TaskStatus, constant
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from servers import Server
-
 LANES = pytest.mark.parametrize(
     ("task", "args"), [("hold", ()), ("ahold", ()), ("hold", ("--threads", "2"))]
 )
-
-
-@pytest.fixture
-def lab(server: Server, tmp_path: Path) -> Iterator[Lab]:
-    with Lab(server.url, tmp_path) as lab:
-        yield lab
 
 
 @LANES

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
 
 import pytest
 from servers import Proxy, Server, wait_until
@@ -17,18 +16,8 @@ from conveyor.broker.scripts import load_script
 from . import tasks
 from .lab import SOON, Lab
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
 #: Seconds of a lease in these tests.
 LEASE = 1.0
-
-
-@pytest.fixture
-def lab(server: Server, tmp_path: Path) -> Iterator[Lab]:
-    with Lab(server.url, tmp_path) as lab:
-        yield lab
 
 
 @pytest.mark.parametrize("task", ["hold_then_speak", "ahold"])

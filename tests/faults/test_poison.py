@@ -14,14 +14,8 @@ from conveyor import TaskFailed, TaskStatus
 from .lab import SOON, Lab
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
-
-
-@pytest.fixture
-def lab(server: Server, tmp_path: Path) -> Iterator[Lab]:
-    with Lab(server.url, tmp_path) as lab:
-        yield lab
 
 
 def test_7_only_the_poison_pays(lab: Lab) -> None:
