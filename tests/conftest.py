@@ -33,6 +33,13 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
+def own_server() -> Iterator[Server]:
+    """A server of its own, to pause, kill or look at."""
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
 def app(server: Server) -> Iterator[Conveyor]:
     """An app that meets no other test's on the shared server."""
     with Conveyor(f"test-{next(_numbers)}", broker=server.url) as app:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import pytest
 from engine import Engine
 from playing import SOON, Player, end, run, works
-from servers import Server
 
 from conveyor import Conveyor, Task
 from conveyor.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+    from servers import Server
 
 #: Seconds within which a caller whose server is down hears of it.
 PROMPT = 5.0
@@ -25,13 +26,6 @@ PROMPT = 5.0
 
 def add(x: int, y: int = 0) -> int:
     return x + y
-
-
-@pytest.fixture
-def own_server() -> Iterator[Server]:
-    """A server to pause."""
-    with Server() as server:
-        yield server
 
 
 # Event loops

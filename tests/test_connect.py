@@ -37,13 +37,6 @@ def add(x: int, y: int = 0) -> int:
     return x + y
 
 
-@pytest.fixture
-def own_server() -> Iterator[Server]:
-    """A server to pause."""
-    with Server() as server:
-        yield server
-
-
 # URLs
 
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import redis
@@ -22,17 +22,6 @@ from sharing import PATIENT, forks, held, ids, pool_size, refusal, relay, sharin
 
 from conveyor import BrokerUnavailable, ConfigurationError, Conveyor
 from conveyor.orchestrator import Orchestrator
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def own_server() -> Iterator[Server]:
-    """A server whose clients can be counted."""
-    with Server() as server:
-        yield server
-
 
 # Sync clients
 

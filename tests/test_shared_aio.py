@@ -11,20 +11,12 @@ import redis.asyncio
 from playing import Player, run
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ConstantBackoff
-from servers import Server
 from sharing import PATIENT, add, arefusal, ids, pool_size, sharing
 
 from conveyor import Conveyor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def own_server() -> Iterator[Server]:
-    """A server whose clients can be counted."""
-    with Server() as server:
-        yield server
+    from servers import Server
 
 
 def async_client(url: str, **options: Any) -> Any:
