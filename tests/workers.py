@@ -21,8 +21,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from concurrent.futures import Future
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -30,6 +28,7 @@ from textwrap import dedent
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from servers import wait_until
+from servers.process import Process
 
 import conveyor
 
@@ -80,12 +79,6 @@ def hold(ctx: Context, seconds: float = 60) -> str:
 
 _numbers = count(1)
 
-# See servers/process.py: PR_SET_PDEATHSIG kept across exec, unless it came too late.
-_LAUNCH = (
-    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
-    "os.getppid() == int(sys.argv[1]) and os.execv(sys.argv[2], sys.argv[2:])"
-)
-
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment without our variables, so that the package can be imported."""
@@ -109,22 +102,13 @@ class Running:
     def __init__(
         self, *arguments: str, cwd: Path | str, env: Mapping[str, str] | None = None
     ) -> None:
-        command = [sys.executable, *arguments]
-        if sys.platform == "linux":
-            launch = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid())]
-            command = [*launch, *command]
         # A name and no open file: this process reads while the other one appends.
         handle, name = tempfile.mkstemp(prefix="conveyor-test-", suffix=".log")
         os.close(handle)
         self._log = Path(name)
-        started: Future[subprocess.Popen[bytes]] = Future()
-        # The kernel watches the thread that started a process, so one stays for as long.
-        self._keeper = threading.Thread(
-            target=self._keep, args=(command, cwd, environment(env), started), daemon=True
-        )
-        self._keeper.start()
-        self._popen = started.result()
-        self.pid = self._popen.pid
+        command = [sys.executable, *arguments]
+        self._process = Process(command, cwd, self._log, environment(env))
+        self.pid = self._process.pid
         atexit.register(self.close)
 
     def __enter__(self) -> Self:
@@ -141,7 +125,7 @@ class Running:
     @property
     def alive(self) -> bool:
         """Whether it has not ended; True also while it is paused."""
-        return self._keeper.is_alive()
+        return self._process.alive
 
     def children(self) -> list[int]:
         """Pids of its children, oldest first; empty once it is gone."""
@@ -175,7 +159,7 @@ class Running:
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal; nothing happens when it is gone."""
-        self._popen.send_signal(number)
+        self._process.send(number)
 
     def wait(self, *, seconds: float = DEADLINE) -> int:
         """Wait for its end and return its exit code, or minus the signal that ended it.
@@ -184,7 +168,7 @@ class Running:
             TimeoutError: It lives on after ``seconds``; has its output.
         """
         self._until(lambda: not self.alive, f"process {self.pid} gone", seconds)
-        return int(self._popen.returncode)
+        return self._process.code
 
     def stop(self, *, seconds: float = DEADLINE) -> int:
         """End it warmly (TERM), and return its exit code."""
@@ -216,30 +200,6 @@ class Running:
             wait_until(condition, what, seconds=seconds)  # type: ignore[arg-type]
         except TimeoutError as error:
             raise TimeoutError(f"{error}; its output:\n{self.output}") from None
-
-    def _keep(
-        self,
-        command: list[str],
-        cwd: Path | str,
-        env: dict[str, str],
-        started: Future[subprocess.Popen[bytes]],
-    ) -> None:
-        try:
-            with self._log.open("ab") as log:
-                popen = subprocess.Popen(
-                    command,
-                    cwd=cwd,
-                    env=env,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,  # Ctrl-C is for the tests
-                )
-        except OSError as error:
-            started.set_exception(error)
-            return
-        started.set_result(popen)
-        popen.wait()
 
 
 class RunningWorker(Running):

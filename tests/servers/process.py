@@ -28,10 +28,18 @@ class Process:
     """A child process that ends with this one, however this one ends.
 
     The kernel watches the *thread* that started it; hence one that stays as long as the child, so
-    that a test may start servers from threads of its own.
+    that a test may start processes from threads of its own.
+
+    Args:
+        command: What it runs.
+        cwd: Its current directory.
+        log: A file to which its output is added.
+        env: All of its environment; None: as this one's.
     """
 
-    def __init__(self, command: list[str], directory: Path) -> None:
+    def __init__(
+        self, command: list[str], cwd: Path | str, log: Path, env: dict[str, str] | None = None
+    ) -> None:
         if sys.platform == "linux":
             command = [
                 sys.executable,
@@ -44,7 +52,7 @@ class Process:
             ]
         started: Future[subprocess.Popen[bytes]] = Future()
         self._keeper = threading.Thread(
-            target=self._keep, args=(command, directory, started), daemon=True
+            target=self._keep, args=(command, cwd, log, env, started), daemon=True
         )
         self._keeper.start()
         self._popen = started.result()
@@ -53,6 +61,11 @@ class Process:
     @property
     def alive(self) -> bool:
         return self._keeper.is_alive()
+
+    @property
+    def code(self) -> int:
+        """Its exit code, or minus the signal that ended it; once it is gone."""
+        return int(self._popen.returncode)
 
     def send(self, number: signal.Signals) -> None:
         self._popen.send_signal(number)
@@ -67,15 +80,20 @@ class Process:
 
     @staticmethod
     def _keep(
-        command: list[str], directory: Path, started: Future[subprocess.Popen[bytes]]
+        command: list[str],
+        cwd: Path | str,
+        log: Path,
+        env: dict[str, str] | None,
+        started: Future[subprocess.Popen[bytes]],
     ) -> None:
         try:
-            with (directory / "server.log").open("ab") as log:
+            with log.open("ab") as output:
                 popen = subprocess.Popen(
                     command,
-                    cwd=directory,
+                    cwd=cwd,
+                    env=env,
                     stdin=subprocess.DEVNULL,
-                    stdout=log,
+                    stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C is for the tests
                 )

@@ -241,7 +241,7 @@ class Server:
         command = [str(self._executable), str(self.dir / "server.conf")]
         if self.mode == "sentinel":
             command.append("--sentinel")
-        self._process = Process(command, self.dir)
+        self._process = Process(command, self.dir, self.dir / "server.log")
         try:
             wait_until(self._answers, "ready")
         except TimeoutError as error:
