@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from conveyor.broker import commands
 from conveyor.broker.commands import Command, Maintained, NewTask, Settled, Settlement
 from conveyor.moments import from_ms
-from conveyor.records import UNLIMITED, Limits, Template
+from conveyor.records import UNLIMITED, Limits, Template, pack_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +39,8 @@ SCHEDULED, QUEUED, PROCESSING, SUCCESS, FAILED, CANCELLED, PARKED = range(7)
 #: Every list and sorted set that a task can be in.
 LISTS = tuple(f"{lane}:{priority}" for lane in "ra" for priority in range(10))
 SETS = ("s", "l", "parked", "ok", "failed", "cancelled")
+#: How a run ends that fails.
+ERROR = pack_error("ValueError", "no")
 #: How far ahead of the server the clock of a test is set.
 _AHEAD_MS = 86_400_000
 DEFAULTS = Limits(

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 import msgpack
 import pytest
 import redis
-from engine import Engine, Worker
-
-from conveyor.records import pack_error
+from engine import ERROR, Engine, Worker
 
 from .checker import check, leftovers, read_contents, repeated_effects
 from .history import History
@@ -36,7 +34,7 @@ class Scene:
         self.succeed("plain", 1)
         self.put("retried", error_retry_limit=1)
         self.history.note("start", "retried", 1)
-        self.worker.run("retried", "error", pack_error("ValueError", "no"))
+        self.worker.run("retried", "error", ERROR)
         self.engine.advance(1)
         self.succeed("retried", 2)
         self.put("released")
@@ -44,7 +42,7 @@ class Scene:
         self.succeed("released", 2)
         self.put("failed")
         self.history.note("start", "failed", 1)
-        self.worker.run("failed", "fatal", pack_error("ValueError", "no"))
+        self.worker.run("failed", "fatal", ERROR)
         self.put("cancelled")
         self.engine.cancel("cancelled")
 

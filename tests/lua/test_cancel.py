@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from engine import Engine, Worker, ids
+from engine import ERROR, Engine, Worker, ids
 
 from conveyor import TaskNotFound, TaskStatus
 from conveyor.broker.commands import Verdict
-from conveyor.records import pack_error
-
-ERROR = pack_error("ValueError", "no")
 
 
 def test_a_queued_task_is_cancelled_at_once(engine: Engine, worker: Worker) -> None:

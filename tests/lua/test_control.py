@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
 
 import pytest
-from engine import Engine, Worker, ids
+from engine import ERROR, Engine, Worker, ids
+from faults.windows import most_in_a_window
 
 from conveyor.broker import commands
 from conveyor.broker.commands import Limited
-from conveyor.records import Flag, pack_error
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-ERROR = pack_error("ValueError", "no")
+from conveyor.records import Flag
 
 
 def pause(engine: Engine) -> bool:
@@ -28,11 +23,6 @@ def resume(engine: Engine) -> bool:
 
 def limit(engine: Engine, points: int, seconds: float) -> bool:
     return engine.run(commands.limit_rate(engine.keys, points, round(seconds * 1000)))
-
-
-def most_in_a_window(starts: Sequence[int], ms: int) -> int:
-    """The most starts that any closed window of so long has."""
-    return max(sum(first <= start <= first + ms for start in starts) for first in starts)
 
 
 # Pausing.
@@ -280,7 +270,7 @@ def test_no_window_ever_has_more(engine: Engine, seed: int) -> None:
         claimed = chance.choice(workers).claim(chance.randrange(1, 12), chance.randrange(12))
         starts += [engine.now_ms] * len(claimed)
         engine.advance(chance.choice([0, 0.001, 0.003, ms / 1000 / 2]))
-    assert most_in_a_window(starts, ms) <= points
+    assert most_in_a_window(starts, ms / 1000) <= points
     assert engine.call("LLEN", engine.key("starts")) <= points
 
 

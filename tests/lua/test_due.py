@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from engine import Engine, Worker, ids
+from engine import ERROR, Engine, Worker, ids
 
 from conveyor import TaskStatus
-from conveyor.records import pack_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -202,7 +201,7 @@ def test_a_task_that_has_begun_does_not_expire(engine: Engine, worker: Worker) -
     engine.advance(1)
     engine.maintain()
     assert engine.places("a") == ["l"]
-    worker.end(lease, "error", pack_error("ValueError", "no"))
+    worker.end(lease, "error", ERROR)
     engine.maintain()
     assert worker.run("a", "success").id == "a"
 
@@ -217,7 +216,7 @@ def test_a_task_handed_back_unbegun_still_expires(engine: Engine, worker: Worker
 
 def test_a_task_handed_back_after_a_retry_does_not_expire(engine: Engine, worker: Worker) -> None:
     engine.put("a", expires="+1000", error_retry_limit=9)
-    worker.run("a", "error", pack_error("ValueError", "no"))
+    worker.run("a", "error", ERROR)
     worker.run("a", "release")
     engine.advance(1)
     engine.maintain()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from engine import Engine, Worker, ids
+from engine import ERROR, Engine, Worker, ids
 
 from conveyor import IdConflict, TaskStatus
 from conveyor.moments import from_ms
-from conveyor.records import Flag, pack_error, payload_of
+from conveyor.records import Flag, payload_of
 
 if TYPE_CHECKING:
     from conveyor import Conveyor
@@ -61,7 +61,7 @@ def test_an_ended_task_is_replaced_where_that_is_asked_for(
     engine: Engine, worker: Worker, end: str
 ) -> None:
     engine.put("a", args=(1,))
-    worker.run("a", end, pack_error("ValueError", "no"))
+    worker.run("a", end, ERROR)
     (existing,) = engine.enqueue(engine.new("a", 2))
     assert existing is not None
     assert engine.enqueue(engine.new("a", 2), on_existing="replace_ended") == [None]

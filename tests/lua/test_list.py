@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from engine import ERROR
 
 from conveyor.broker import commands
-from conveyor.records import Flag, pack_error
+from conveyor.records import Flag
 
 if TYPE_CHECKING:
     from engine import Engine, Worker
-
-ERROR = pack_error("ValueError", "no")
 
 
 def listed(engine: Engine, status: str, offset: int = 0, limit: int = 1000) -> list[str]:

@@ -5,18 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from engine import Engine, Worker, ids, leases, settlement
+from engine import ERROR, Engine, Worker, ids, leases, settlement
 
 from conveyor import Conveyor, QueueFull, TaskStatus
 from conveyor.broker import commands
-from conveyor.records import pack_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from servers import Server
-
-ERROR = pack_error("ValueError", "no")
 
 
 @pytest.fixture

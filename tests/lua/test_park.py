@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine import Engine, Worker, ids
+from engine import ERROR, Engine, Worker, ids
 
 from conveyor import TaskStatus
 from conveyor.broker import commands
-from conveyor.records import pack_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -138,7 +137,7 @@ def test_a_task_that_was_parked_after_it_had_begun_does_not_expire(
     engine: Engine, worker: Worker
 ) -> None:
     engine.put("a", expires="+1000", error_retry_limit=1)
-    worker.run("a", "error", pack_error("ValueError", "no"))
+    worker.run("a", "error", ERROR)
     park(worker, "a")
     engine.advance(1)
     engine.maintain()

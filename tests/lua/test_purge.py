@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from engine import Engine, Worker
+from engine import ERROR, Engine, Worker
 
 from conveyor.broker import commands
-from conveyor.records import Flag, pack_error
-
-ERROR = pack_error("ValueError", "no")
+from conveyor.records import Flag
 
 
 def fill(engine: Engine, worker: Worker, many: int = 1) -> None:

@@ -6,12 +6,11 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from engine import Engine, Worker, ids
+from engine import ERROR, Engine, Worker, ids
 
 from conveyor import QueueFull, TaskStatus
 from conveyor.broker import recurring as commands
 from conveyor.moments import from_ms
-from conveyor.records import pack_error
 from conveyor.recurrence import Entry, Recurrence, moment_text
 from conveyor.recurring import LAPSE_MS, POSTPONED_MS, fire_entry
 
@@ -302,7 +301,7 @@ def test_a_firing_is_left_out_while_the_one_before_has_not_ended(
     (lease,) = worker.claim()
     engine.advance(10)
     assert beat(engine) == [0], "it runs"
-    worker.end(lease, "error", pack_error("ValueError", "no"), delay_ms=11_000)
+    worker.end(lease, "error", ERROR, delay_ms=11_000)
     engine.advance(10)
     assert beat(engine) == [0], "it waits for its retry"
     engine.advance(1)

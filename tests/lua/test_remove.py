@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from engine import Engine, Worker, ids
+from engine import ERROR, Engine, Worker, ids
 
 from conveyor.broker import commands
-from conveyor.records import pack_error
-
-ERROR = pack_error("ValueError", "no")
 
 
 def remove(engine: Engine, task_id: str) -> bool:

@@ -6,11 +6,9 @@ import math
 from typing import Any
 
 import pytest
-from engine import Engine, Worker, settlement
+from engine import ERROR, Engine, Worker, settlement
 
-from conveyor.records import FOREVER, Flag, pack_error
-
-ERROR = pack_error("ValueError", "no")
+from conveyor.records import FOREVER, Flag
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,11 @@ import math
 from typing import Any
 
 import pytest
-from engine import Engine, Worker, ids
+from engine import ERROR, Engine, Worker, ids
 
 from conveyor import TaskStatus
 from conveyor.records import UNLIMITED, pack_error
 
-ERROR = pack_error("ValueError", "no")
 STALLED = pack_error("TaskStalled", "its child died")
 
 

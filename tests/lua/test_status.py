@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from engine import Engine, Worker
+from engine import ERROR, Engine, Worker
 
 from conveyor.broker import commands
-from conveyor.records import pack_error
 
 
 def test_each_task_is_counted_where_it_is(engine: Engine, worker: Worker) -> None:
@@ -17,7 +16,7 @@ def test_each_task_is_counted_where_it_is(engine: Engine, worker: Worker) -> Non
     engine.put("later", due="+1000")
     ok, failed, cancelled, _, parked = worker.claim(5)
     worker.end(ok, "success", b"\x07")
-    worker.end(failed, "fatal", pack_error("ValueError", "no"))
+    worker.end(failed, "fatal", ERROR)
     worker.end(cancelled, "cancelled")
     worker.end(parked, "park", b"unknown")
     engine.cancel("buried")
