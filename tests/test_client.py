@@ -8,9 +8,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-import pytest
 from engine import Engine
 from playing import SOON, Player, end, run, works
+from sharing import PROMPT, add, forks
 
 from conveyor import Conveyor, Task
 from conveyor.errors import BrokerUnavailable
@@ -19,13 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from servers import Server
-
-#: Seconds within which a caller whose server is down hears of it.
-PROMPT = 5.0
-
-
-def add(x: int, y: int = 0) -> int:
-    return x + y
 
 
 # Event loops
@@ -130,7 +123,7 @@ def in_children(count: int, work: Callable[[], bool]) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@forks
 def test_an_app_used_before_a_fork_works_on_both_sides(server: Server) -> None:
     def child() -> bool:
         with ThreadPoolExecutor(4) as pool:
@@ -150,7 +143,7 @@ def test_an_app_used_before_a_fork_works_on_both_sides(server: Server) -> None:
             assert theirs.result(SOON) == 2
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@forks
 def test_a_fork_may_happen_while_others_connect(server: Server) -> None:
     """Whatever lock another thread holds in that moment, the child must not wait for it."""
     with ThreadPoolExecutor(8) as pool:
@@ -168,7 +161,7 @@ def works_alone(app: Conveyor) -> bool:
     return result.wait(SOON) == 3
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@forks
 def test_an_event_loop_of_a_child_is_its_own(server: Server) -> None:
     def child() -> bool:
         async def use() -> bool:

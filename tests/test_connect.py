@@ -17,6 +17,7 @@ import redis.asyncio
 from engine import Engine
 from playing import SOON, claim, end, run, works
 from servers import Cluster, Proxy, Sentinel, Server, binaries, free_port
+from sharing import PROMPT, add
 
 from conveyor import Conveyor, Task
 from conveyor.broker.target import safe_address
@@ -28,13 +29,7 @@ if TYPE_CHECKING:
 
 SECRET = "s3cr3t/?#@word"
 QUOTED = "s3cr3t%2F%3F%23%40word"
-#: Seconds within which a caller whose server is down hears of it.
-PROMPT = 5.0
 ADVICE = "Is it running, and is CONVEYOR_BROKER or broker= right?"
-
-
-def add(x: int, y: int = 0) -> int:
-    return x + y
 
 
 # URLs

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Seconds after which something that should happen is taken not to: generous.
 SOON = 30.0
+#: Whether tests that have a long form take it.
+LONG = bool(os.environ.get("CONVEYOR_LONG"))
 #: From where `faults.application` can be imported.
 TESTS = Path(__file__).parent.parent
 

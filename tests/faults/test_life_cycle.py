@@ -10,7 +10,6 @@ The answers must be equal, and after every step what the server holds is read an
 from __future__ import annotations
 
 import math
-import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,12 +30,12 @@ from conveyor import Conveyor
 from conveyor.broker import commands
 from conveyor.records import FOREVER, HEADER, UNLIMITED, Flag, Limits
 
+from .lab import LONG
 from .life_cycle import ENDED, PARKED, QUEUED, SETS, Model, Settlement, Task
 
 if TYPE_CHECKING:
     from conveyor.broker.commands import Command, Settled
 
-LONG = bool(os.environ.get("CONVEYOR_LONG"))
 PARK_MS = 50_000
 WORKERS = (b"one ", b"two ")
 KNOWN = "app.known"

@@ -5,7 +5,6 @@ Its short form; with CONVEYOR_LONG in the environment its long one.
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections import Counter
@@ -17,7 +16,7 @@ from workers import Running
 
 from conveyor.recurrence import Recurrence, moment_text
 
-from .lab import TESTS, Lab
+from .lab import LONG, TESTS, Lab
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
     from conveyor import RecurringRecord
 
-LONG = bool(os.environ.get("CONVEYOR_LONG"))
 #: Seconds that it lasts, and between two kills.
 DURATION = 600.0 if LONG else 14.0
 INTERVAL = 2.0

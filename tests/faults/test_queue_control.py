@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from servers import wait_until
 
-from .lab import SOON, Lab
+from .lab import LONG, SOON, Lab
 from .windows import most_in_a_window, starts_of
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from servers import Server
 
     from conveyor import Manager
-
-LONG = bool(os.environ.get("CONVEYOR_LONG"))
 
 
 @pytest.mark.timeout(3600 if LONG else 120)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 from .checker import repeated_effects
-from .lab import Lab
+from .lab import LONG, Lab
 from .soak import Soak
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from servers import Server
-
-LONG = bool(os.environ.get("CONVEYOR_LONG"))
 
 
 @pytest.mark.timeout(3 * 3600 if LONG else 120)
