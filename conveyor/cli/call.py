@@ -33,7 +33,7 @@ its ISO 8601 text, a timedelta its seconds, bytes their base64. What failed says
 _EXAMPLES = (
     ("conveyor -A myapp call add 1 2", "send it, print its id"),
     ("conveyor -A myapp call myapp.add 1 y=2 --wait", "wait for the result"),
-    ("conveyor -A myapp call add 1 2 --wait 5", "for 5 seconds at most"),
+    ("conveyor -A myapp call add 1 2 --wait=5", "for 5 seconds at most"),
     ("conveyor -A myapp call add 1 2 --after 60", "have it run in a minute"),
     ("conveyor -A myapp call report --at 2027-01-01T08:00Z", "or then"),
 )
@@ -53,7 +53,7 @@ def make_parser() -> Parser:
         nargs="?",
         type=seconds,
         const=math.inf,
-        help="wait for its end and print the result",
+        help="wait for its end and print the result; --wait=5 for so many seconds at most",
     )
     when = parser.add_mutually_exclusive_group()
     when.add_argument(
@@ -126,23 +126,15 @@ def _send(app: Conveyor, call: Call[Any], options: argparse.Namespace) -> TaskRe
 
 
 class _CallParser(Parser):
-    """Takes what follows ``--wait`` for its seconds only if it can be."""
+    """Takes the word after ``--wait`` for an ARG, as in ``call add --wait 1 2``."""
 
     def read(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parses the arguments: see `Parser.read`."""
         words = list(arguments)
-        for index in range(len(words) - 1):
-            if words[index] == "--wait" and not _is_number(words[index + 1]):
+        for index in range(words.index("--") if "--" in words else len(words)):
+            if words[index] == "--wait":
                 words[index] = "--wait=inf"
         return super().read(words)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _moment(text: str) -> datetime:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     [
         (["add", "1", "2", "--wait"], "3"),
         (["--wait", "add", "1", "y=2"], "3"),
-        (["--wait", "30", "myapp.add", "-1", "2"], "1"),
+        (["--wait=30", "myapp.add", "-1", "2"], "1"),
+        (["add", "--wait", "1", "2"], "3"),
         (["add", "--wait=30", "1", "2"], "3"),
         (["double", "21", "--wait", "--after", "0.01"], "42"),
         (["double", "21", "--wait", "--at", "2020-01-01T00:00Z"], "42"),
@@ -62,7 +63,7 @@ def test_a_failed_task_is_one_line_on_stderr(working: Project) -> None:
 
 
 def test_a_wait_that_is_over(working: Project) -> None:
-    done = working.conveyor("-A", "myapp", "call", "add", "1", "2", "--wait", "0.1", "-Q", "nobody")
+    done = working.conveyor("-A", "myapp", "call", "add", "1", "2", "--wait=0.1", "-Q", "nobody")
     assert (done.code, done.out) == (1, "")
     assert "no worker listens to 'nobody'" in done.err
 

@@ -34,7 +34,7 @@ def start(project: Project, *arguments: str) -> Running:
 
 
 def told(project: Project) -> str:
-    return project.conveyor("-A", "myapp", "call", "tell", "--wait", "20").out
+    return project.conveyor("-A", "myapp", "call", "tell", "--wait=20").out
 
 
 def test_a_worker_starts_again_when_a_file_changes(project: Project) -> None:

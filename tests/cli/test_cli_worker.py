@@ -39,7 +39,7 @@ def test_its_banner_keeps_the_password(project: Project) -> None:
 def test_embedded_it_says_so_and_how_to_use_another(project: Project) -> None:
     project.env = {}
     with project.worker("-c", "1") as worker:
-        done = project.conveyor("-A", "myapp", "call", "add", "1", "2", "--wait", "20")
+        done = project.conveyor("-A", "myapp", "call", "add", "1", "2", "--wait=20")
         assert worker.stop() == 0
         assert f"embedded, in {project.directory}/.conveyor" in worker.output
         assert "CONVEYOR_BROKER=redis://" in worker.output
@@ -115,7 +115,7 @@ def test_a_server_that_is_down_is_waited_for(project: Project) -> None:
         with project.worker("-c", "1") as worker:
             worker.wait_for(f"cannot reach {server.url}")
             server.restart()
-            done = project.conveyor("-A", "myapp", "call", "add", "1", "2", "--wait", "30")
+            done = project.conveyor("-A", "myapp", "call", "add", "1", "2", "--wait=30")
             worker.wait_for("is back")
             assert worker.stop() == 0
             assert worker.output.count("cannot reach") == 1
