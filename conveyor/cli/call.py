@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import sys
 from datetime import datetime
@@ -59,7 +60,9 @@ def make_parser() -> Parser:
     when.add_argument(
         "--after", metavar="SECONDS", type=seconds, help="how long from now it is due"
     )
-    when.add_argument("--at", metavar="MOMENT", type=_moment, help="when it is due, in ISO 8601")
+    when.add_argument(
+        "--at", metavar="MOMENT", type=_moment, help="when it is due, in ISO 8601 or POSIX seconds"
+    )
     parser.add_argument("-Q", "--queue", metavar="NAME", help="the queue it goes to")
     parser.add_argument("--id", metavar="ID", help="its id; one that exists is not sent again")
     parser.add_argument(
@@ -116,10 +119,13 @@ def find_task(app: Conveyor, name: str) -> BaseTask[..., Any]:
 
 def _send(app: Conveyor, call: Call[Any], options: argparse.Namespace) -> TaskResult[Any]:
     if options.at is not None:
-        if options.at.utcoffset() is None and app.client.timezone is None:
-            at = options.at.isoformat()
-            raise ConfigurationError(f"--at {at} has no time zone: add one, {at}Z or {at}+02:00")
-        return call.schedule(at=options.at)
+        at = options.at
+        if isinstance(at, datetime) and at.utcoffset() is None and app.client.timezone is None:
+            naive = at.isoformat()
+            raise ConfigurationError(
+                f"--at {naive} has no time zone: add one, {naive}Z or {naive}+02:00"
+            )
+        return call.schedule(at=at)
     if options.after is not None:
         return call.schedule(after=options.after)
     return call.delay()
@@ -137,10 +143,13 @@ class _CallParser(Parser):
         return super().read(words)
 
 
-def _moment(text: str) -> datetime:
-    try:
+def _moment(text: str) -> datetime | float:
+    # Digits alone may be both: 20270101 is a day, as ISO 8601 has it, and no second of 1970.
+    with contextlib.suppress(ValueError):
         return datetime.fromisoformat(text)
+    try:
+        return float(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a moment in ISO 8601, such as 2027-01-01T08:00Z"
+            f"{text!r} is not a moment in ISO 8601, such as 2027-01-01T08:00Z, nor POSIX seconds"
         ) from error
