@@ -121,16 +121,17 @@ class Orchestrator:
 
     Args:
         app: Whose.
-        queues: Names; None is the app's queue.
+        queues: Names, in a list or a text with commas; None is the app's queue.
 
     Example:
         >>> Orchestrator(app, ["high", "default"]).run()
     """
 
-    def __init__(self, app: Conveyor, queues: Sequence[str] | None = None) -> None:
+    def __init__(self, app: Conveyor, queues: str | Sequence[str] | None = None) -> None:
         broker = app.client.broker
         self._server = broker.server
-        names = [check_name(queue, "queue") for queue in queues or [app.queue]]
+        given = queues.split(",") if isinstance(queues, str) else queues
+        names = [check_name(queue.strip(), "queue") for queue in given or [app.queue]]
         self._clocks = [Clock(broker.keys(name)) for name in names]
         self._tasks = app.tasks
         self._stop_read, self._stop_write = socket.socketpair()

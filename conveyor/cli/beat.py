@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> Exit:
         options.log_format or app.settings.log_format,
         handler,
     )
-    queues, _ = parse_queues(options.queues.split(",") if options.queues else [app.queue])
+    queues, _ = parse_queues(options.queues or [app.queue])
     orchestrator = Orchestrator(app, queues)
 
     def stop(number: int, _frame: object) -> None:

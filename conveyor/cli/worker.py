@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
     set_up_logs(level, kind, handler)
     worker = Worker(
         app,
-        options.queues.split(",") if options.queues else None,
+        options.queues,
         options.concurrency,
         threads=options.threads,
         coroutines=options.coroutines,

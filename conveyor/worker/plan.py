@@ -48,7 +48,12 @@ class WorkerPlan:
 
 
 def make_plan(
-    settings: Settings, given: Mapping[str, Any], *, queues: Sequence[str], beat: bool, burst: bool
+    settings: Settings,
+    given: Mapping[str, Any],
+    *,
+    queues: str | Sequence[str],
+    beat: bool,
+    burst: bool,
 ) -> WorkerPlan:
     """Checks a worker's options; what is None in `given` is the app's setting.
 
@@ -75,12 +80,16 @@ def make_plan(
     )
 
 
-def parse_queues(queues: Sequence[str]) -> tuple[list[str], list[int] | None]:
+def parse_queues(queues: str | Sequence[str]) -> tuple[list[str], list[int] | None]:
     """Reads "high", "default" (strict order) or "high:3", "default:1" (weighted).
+
+    A text is what ``-Q`` takes: its commas separate the entries.
 
     Raises:
         ConfigurationError: A name is not valid, is there twice, or only some have a weight.
     """
+    if isinstance(queues, str):
+        queues = queues.split(",")
     names: list[str] = []
     weights: list[int] = []
     for entry in queues:

@@ -38,7 +38,8 @@ class Worker:
 
     Args:
         app: Whose tasks.
-        queues: Names in strict order, or "name:weight"; None is the app's queue.
+        queues: Names in strict order, or "name:weight", in a list or a text with commas; None is
+            the app's queue.
         concurrency: Children; None is the app's setting, else the CPUs there are.
         threads: Sync tasks at once in a child.
         coroutines: `async def` tasks at once in a child.
@@ -72,7 +73,7 @@ class Worker:
     def __init__(
         self,
         app: Conveyor,
-        queues: Sequence[str] | None = None,
+        queues: str | Sequence[str] | None = None,
         concurrency: int | None = None,
         *,
         threads: int | None = None,

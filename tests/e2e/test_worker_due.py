@@ -45,7 +45,7 @@ def test_what_comes_due_is_run_although_there_is_no_orchestrator(lab: Lab) -> No
 
 
 def test_orchestrator_alone_serves_a_worker_without(lab: Lab) -> None:
-    orchestrator = Orchestrator(lab.app)
+    orchestrator = Orchestrator(lab.app, lab.app.queue)
     orchestrator.start()
     with lab.worker("-c", "1", "--no-beat"):
         # A worker by itself would look only every few seconds.

@@ -30,6 +30,11 @@ def test_wrong_queues_are_refused_in_one_line(queues: list[str], message: str) -
     assert str(caught.value) == message
 
 
+def test_one_text_names_queues_as_the_command_line_does() -> None:
+    assert parse_queues("default") == (["default"], None)
+    assert parse_queues("high:3,default:1") == (["high", "default"], [3, 1])
+
+
 def test_options_come_before_settings_and_settings_before_the_machine() -> None:
     plan = make_plan(
         Settings(threads=3), {"concurrency": None}, queues=["q"], beat=True, burst=False
