@@ -1,9 +1,14 @@
-"""Which queue a worker claims from next: the first with work, or one drawn by weight."""
+"""Which queue a worker claims from next: the first with work, or the one that is behind its weight.
+
+With weights each queue has a time of its own, which a claim moves on by what it claimed over the
+weight; the one whose time is the least is next. One that had no work has saved up nothing: its time
+goes on from the lane's.
+"""
 
 from __future__ import annotations
 
-import random
 import time
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,16 +20,14 @@ if TYPE_CHECKING:
 class Choice:
     """The choice of one worker.
 
-    What was drawn stays so until it has claimed: drawn anew in every call that only settles, the
-    queue that is settled would be drawn too often.
-
     Args:
         weights: By number of the queue, or None for strict order.
     """
 
     def __init__(self, weights: Sequence[int] | None) -> None:
         self._weights = weights
-        self._drawn: dict[str, WorkerQueue] = {}
+        self._times: dict[tuple[str, int], float] = defaultdict(float)
+        self._now: dict[str, float] = defaultdict(float)
 
     def choose(
         self, queues: Sequence[WorkerQueue], lane: str, passed_over: Container[int] = ()
@@ -44,11 +47,18 @@ class Choice:
         ]
         if not with_work or self._weights is None:
             return next(iter(with_work), None)
-        if self._drawn.get(lane) not in with_work:
-            weights = [self._weights[queue.index] for queue in with_work]
-            self._drawn[lane] = random.choices(with_work, weights)[0]
-        return self._drawn[lane]
+        return min(with_work, key=lambda queue: self._time(lane, queue))
 
-    def claimed(self, lane: str) -> None:
-        """What was drawn has claimed: the next choice draws anew."""
-        self._drawn.pop(lane, None)
+    def claim(self, lane: str, queue: WorkerQueue, count: int) -> None:
+        """So many are being claimed from a queue, which moves the time of its lane to its own."""
+        if self._weights is not None:
+            self._now[lane] = self._time(lane, queue)
+            self._times[lane, queue.index] = self._now[lane] + count / self._weights[queue.index]
+
+    def missed(self, lane: str, queue: WorkerQueue, count: int) -> None:
+        """So many of those were not there."""
+        if self._weights is not None:
+            self._times[lane, queue.index] -= count / self._weights[queue.index]
+
+    def _time(self, lane: str, queue: WorkerQueue) -> float:
+        return max(self._times[lane, queue.index], self._now[lane])

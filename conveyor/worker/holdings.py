@@ -33,8 +33,8 @@ class Holdings:
         self._lanes = lanes
         self._sequence = 0
 
-    def take(self, queue: WorkerQueue, task_id: bytes, record: bytes, sent_at: float) -> None:
-        """Takes a claimed task, or parks one that nothing here can run."""
+    def take(self, queue: WorkerQueue, task_id: bytes, record: bytes, sent_at: float) -> str:
+        """Takes a claimed task, or parks one that nothing here can run; returns its lane."""
         self._sequence += 1
         job = Job(self._sequence, queue.index, task_id, record, sent_at)
         self.leases.add(job, sent_at)
@@ -44,9 +44,10 @@ class Holdings:
             name = job.name.decode(errors="replace")
             log.warning("no task is named %r here: %s is parked until a worker knows it", name, job)
             self.settle(job, "park", f"this worker does not know {name}".encode())
-            return
+            return job.lane
         job.lane = lane
         self.waiting[lane].append(job)
+        return lane
 
     def settle(self, job: Job, outcome: str, data: bytes = b"", delay_ms: int = 0) -> None:
         """Has a lease ended with its queue's next call; a lost one is refused there."""

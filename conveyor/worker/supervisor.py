@@ -362,7 +362,7 @@ class Supervisor:
             self._claiming[lane] += want
             wants[lane] -= want
             if want:
-                self._choice.claimed(lane)
+                self._choice.claim(lane, queue, want)
         exchange = Exchange(queue, batch, asked, time.monotonic(), queue.rings)
         command = exchange.command(self.id, self._settings)
         link.send(command, functools.partial(self._on_settled, exchange))
@@ -373,6 +373,7 @@ class Supervisor:
         self._exchanges -= 1
         for lane, want in exchange.asked.items():
             self._claiming[lane] -= want
+            self._choice.missed(lane, queue, want)
         if answer is None:
             queue.take_failure(exchange.batch, time.monotonic())
             return
@@ -383,7 +384,8 @@ class Supervisor:
             self._teller.settled(queue.keys.queue, exchange.batch, answer.verdicts, answer.now_ms)
         claimed = answer.claimed
         for i in range(0, len(claimed), 2):
-            self._held.take(queue, claimed[i], claimed[i + 1], exchange.sent_at)
+            lane = self._held.take(queue, claimed[i], claimed[i + 1], exchange.sent_at)
+            self._choice.missed(lane, queue, -1)
         if self.stopping or self.paused:
             self._release_waiting()
 

@@ -108,14 +108,14 @@ def test_queues_in_strict_order(lab: Lab) -> None:
 
 
 def test_queues_by_weight(lab: Lab) -> None:
-    # Runs long enough that one is claimed at a time, so each claim is a draw.
+    # Runs long enough that few are claimed at a time.
     heavy = lab.tasks.nap.options(queue="heavy").map([(0.006,)] * 400)
     lab.tasks.nap.options(queue="light").map([(0.006,)] * 400)
     with lab.worker("-c", "1", "-Q", "heavy:3,light:1"):
         wait_until(lambda: lab.history.count("start") >= 400, "half have run", seconds=SOON)
     first = {event.id for event in lab.history.read("start")[:400]}
-    # 300 of 400 are expected; five standard deviations to either side.
-    assert 257 <= len(first & {one.id for one in heavy}) <= 343
+    # 300 of 400 are expected; the last claim of each queue may have been for more than one.
+    assert 294 <= len(first & {one.id for one in heavy}) <= 306
 
 
 def test_priorities(lab: Lab) -> None:
