@@ -16,6 +16,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from conveyor.errors import ConveyorError
 from conveyor.moments import Duration, to_ms
 from conveyor.worker.callbacks import Callbacks, Teller
 from conveyor.worker.plan import make_plan
@@ -122,12 +123,16 @@ class Worker:
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_write.setblocking(False)  # full is enough to wake the loop
         self._interrupts = 0
+        self._began = False
 
     def run(self) -> None:
         """Works until a signal or `shutdown` ends it; blocks.
 
         On the main thread INT or TERM once ends it warmly, INT twice or QUIT at once, and USR1
         prints what each child is running.
+
+        Raises:
+            ConveyorError: It works, or has worked, already.
         """
         self._work(self._supervisor())
 
@@ -136,6 +141,9 @@ class Worker:
 
         A fork copies whatever other threads have open at that moment, so it is better done before
         they go on.
+
+        Raises:
+            ConveyorError: It works, or has worked, already.
         """
         supervisor = self._supervisor()
         self._thread = threading.Thread(
@@ -174,6 +182,9 @@ class Worker:
             supervisor.run()
 
     def _supervisor(self) -> Supervisor:
+        if self._began:
+            raise ConveyorError("a worker works once: make another Worker")
+        self._began = True
         supervisor = Supervisor(self.app.client, self.app.tasks, self.plan, self._teller)
         supervisor.selector.register(
             self._wake_read, selectors.EVENT_READ, lambda: self._act(supervisor)
@@ -216,5 +227,5 @@ class Worker:
                 self._kill(supervisor)
             elif number in (signal.SIGINT, signal.SIGTERM):
                 self._interrupts += number == signal.SIGINT
-                log.info("%s: finishing what runs (at most %.0fs)", number.name, self.plan.grace)
+                log.info("%s: finishing what runs (at most %gs)", number.name, self.plan.grace)
                 supervisor.shut_down()

@@ -23,9 +23,11 @@ from in_code_app import (
     where,
 )
 
-from conveyor import TaskStatus, Worker
+from conveyor import ConveyorError, TaskStatus, Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from conveyor import TaskRecord
 
 
@@ -175,6 +177,23 @@ def any_thread_may_ask_any_number_of_times() -> None:
     worker.pause()  # it has ended: nothing happens
 
 
+def a_worker_works_once() -> None:
+    worker = Worker(app, concurrency=1)
+    worker.start()
+    assert _refusal(worker.start) == "a worker works once: make another Worker"
+    assert add.delay(1, 2).wait(SOON) == 3
+    worker.shutdown()
+    assert _refusal(worker.run) == "a worker works once: make another Worker"
+
+
+def _refusal(begin: Callable[[], None]) -> str:
+    try:
+        begin()
+    except ConveyorError as error:
+        return str(error)
+    return ""
+
+
 SCENARIOS = [
     pause_and_resume_under_load,
     pause_hands_back_what_has_not_begun,
@@ -184,4 +203,5 @@ SCENARIOS = [
     shutdown_waits_wherever_the_worker_runs,
     shutdown_that_kills_gives_back_what_runs,
     any_thread_may_ask_any_number_of_times,
+    a_worker_works_once,
 ]
