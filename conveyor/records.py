@@ -343,7 +343,7 @@ def decode_task(
         stall_retry_limit=_limit(stall_limit),
         backoff=options.backoff or DEFAULT_BACKOFF,
         execution_timeout=options.execution_timeout,
-        stall_timeout=stall_ms / 1000,
+        stall_timeout=_limit(stall_ms) / 1000,
         acknowledgement_interval=acknowledgement_ms / 1000,
         progress=_optional(codec, extras.get(b"p")),
         data=_optional(codec, extras.get(b"d")),

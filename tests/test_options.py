@@ -59,6 +59,7 @@ FIELDS: list[tuple[str, Any, str, Any]] = [
     ("execution_timeout", timedelta(minutes=1), "execution_timeout", 60),
     ("execution_timeout", math.inf, "execution_timeout", None),
     ("stall_timeout", 30, "stall_timeout", 30),
+    ("stall_timeout", math.inf, "stall_timeout", math.inf),
     ("stall_timeout", 30, "acknowledgement_interval", 10),
     ("acknowledgement_interval", 0.5, "acknowledgement_interval", 0.5),
     ("priority", 9, "priority", 9),
