@@ -152,8 +152,8 @@ def _partial(
         for call, sending in zip(calls[len(results) :], sendings[len(results) :], strict=True)
     ]
     return PartialEnqueue(
-        f"{len(results):,} of {len(calls):,} tasks were sent, then: {error}"
-        " app.map(error.pending) sends the rest, none of them twice.",
+        f"{len(results):,} of {len(calls):,} tasks were sent, then: {error};"
+        " app.map(error.pending) sends the rest, none of them twice",
         results,
         pending,
     )

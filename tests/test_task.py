@@ -418,8 +418,8 @@ def _check_partial(error: PartialEnqueue, app: Conveyor, server: Server) -> None
     assert all(isinstance(call, Call) and call.id for call in error.pending)
     assert isinstance(error.__cause__, BrokerUnavailable)
     assert str(error) == (
-        f"300 of 1,000 tasks were sent, then: {error.__cause__}"
-        " app.map(error.pending) sends the rest, none of them twice."
+        f"300 of 1,000 tasks were sent, then: {error.__cause__};"
+        " app.map(error.pending) sends the rest, none of them twice"
     )
     with Conveyor(app.namespace, broker=server.url) as direct:
         assert counts(direct) == {"queued": 401}

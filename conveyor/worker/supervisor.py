@@ -257,7 +257,7 @@ class Supervisor:
                 self._hand_out(lane)
                 self._held.release(lane)
         if self._stop_by is not None and now >= self._stop_by and not self._killing:
-            log.warning("the grace of %.0fs is over: interrupting what still runs", self.plan.grace)
+            log.warning("the grace of %gs is over: interrupting what still runs", self.plan.grace)
             self.kill()
 
     def _renew(self, now: float) -> None:
