@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from engine import ERROR, Engine, Worker, ids
+from engine import ERROR, Engine, Worker, ids, settlement
 
 from conveyor import IdConflict, TaskStatus
 from conveyor.moments import from_ms
@@ -106,6 +106,39 @@ def test_sent_again_after_it_ended_without_a_record_it_does_not_run_again(
     engine.advance(5.9)
     assert engine.enqueue(new) == [None]
     assert engine.counts() == {}
+
+
+@pytest.mark.parametrize("end", ["success", "fatal", "cancelled"])
+def test_sent_again_after_its_record_was_trimmed_it_does_not_run_again(
+    engine: Engine, worker: Worker, end: str
+) -> None:
+    new = engine.new("a", 1, retain_success_ms=1000, retain_failed_ms=1000)
+    engine.enqueue(new)
+    worker.run("a", end, ERROR)
+    engine.advance(1)
+    assert engine.maintain().moved == 1
+    assert engine.enqueue(new) == [None]
+    assert engine.counts() == {}
+
+
+def test_nor_after_newer_successes_took_its_place(engine: Engine, worker: Worker) -> None:
+    new = engine.new("a", 1)
+    engine.enqueue(new, engine.new("b"))
+    for lease in worker.claim(2):
+        worker.send(settlement(lease, "success"), keep_success=1)
+        engine.advance(1)
+    assert engine.exists("a") == 0
+    assert engine.enqueue(new) == [None]
+    assert engine.counts() == {"success": 1}
+
+
+def test_nor_after_another_call_replaced_it(engine: Engine, worker: Worker) -> None:
+    first, second = (engine.new("a", options=nonce) for nonce in (b"\x01", b"\x02"))
+    for new in (first, second):
+        assert engine.enqueue(new, on_existing="replace_ended") == [None]
+        worker.run("a", "success")
+    assert engine.enqueue(first, on_existing="replace_ended") == [None]
+    assert engine.counts() == {"success": 1}
 
 
 def test_another_call_under_the_id_of_one_that_left_no_record_runs(

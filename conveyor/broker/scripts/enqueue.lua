@@ -31,7 +31,7 @@ local function replace_if_ended(id, record)
   local set = existing and ENDED_SETS[state_of(existing)]
   if ARGV[1] ~= 'replace_ended' or not set or same_call(record, existing) then return end
   redis.call('ZREM', Q .. set, id)
-  remove_record(id)
+  forget(id)
 end
 
 local function add(id, due_text, expires_text, record)

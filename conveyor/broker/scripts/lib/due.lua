@@ -83,7 +83,7 @@ local SETS = {
 }
 local MOVES = {
   l = reap_one, e = expire_one, s = promote_one, parked = give_up_one,
-  ok = remove_record, failed = remove_record, cancelled = remove_record,
+  ok = forget, failed = forget, cancelled = forget,
   ['recurring:lapse'] = forget_recurring,
 }
 

@@ -1,7 +1,6 @@
 -- Ends a task: final record, its retention, and the word to those who wait for it or listen.
 -- Needs: record, clock, event.
--- Gives: RESEND_MS, call_of, fail, finish, mark_of, remove_record, trim_to_cap,
--- vanish.
+-- Gives: RESEND_MS, call_of, fail, finish, forget, mark_of, remove_record, trim_to_cap, vanish.
 
 local ENDED_SETS = { [SUCCESS] = 'ok', [FAILED] = 'failed', [CANCELLED] = 'cancelled' }
 local ENDED_EVENTS = { [SUCCESS] = 'task_success', [FAILED] = 'task_fail', [CANCELLED] = 'task_cancelled' }
@@ -27,6 +26,16 @@ local function remember_gone(id, record)
   redis.call('PEXPIRE', Q .. 'gone', RESEND_MS)
   local old = redis.call('ZRANGEBYSCORE', Q .. 'gone', '-inf', now - RESEND_MS, 'LIMIT', 0, 2)
   if #old > 0 then redis.call('ZREM', Q .. 'gone', unpack(old)) end
+end
+
+-- Removes an ended task whose time is over; few end and go so soon that the whole record is needed.
+local function forget(id)
+  local created = redis.pcall('GETRANGE', Q .. 't:' .. id, 40, 45)
+  if type(created) == 'string' and #created == 6 and read('I6', created, 1) > now - RESEND_MS then
+    local record = load(id)
+    if record then remember_gone(id, record) end
+  end
+  remove_record(id)
 end
 
 local function tell_waiters(waiters, message)
@@ -55,7 +64,7 @@ local function trim_to_cap(set, cap)
   local excess = math.min(redis.call('ZCARD', set) - cap, 100)
   if excess <= 0 then return end
   local oldest = redis.call('ZPOPMIN', set, excess)
-  for i = 1, #oldest, 2 do remove_record(oldest[i]) end
+  for i = 1, #oldest, 2 do forget(oldest[i]) end
 end
 
 local function finish(id, record, state, result)
