@@ -133,6 +133,29 @@ def test_while_a_queue_is_destroyed_nothing_is_claimed(engine: Engine, worker: W
     assert [lease.id for lease in worker.claim()] == ["a"]
 
 
+def test_a_destruction_that_was_interrupted_holds_back_what_comes_later_only_for_a_while(
+    engine: Engine, worker: Worker
+) -> None:
+    engine.put(*map(str, range(150)))
+    assert engine.run(commands.destroy(engine.keys))
+    engine.put("a", priority=9)
+    engine.take_markers()
+    engine.maintain()
+    assert worker.claim() == []
+    engine.advance(10)
+    engine.maintain()
+    assert engine.markers() == {"r"}
+    assert [lease.id for lease in worker.claim()] == ["a"]
+
+
+def test_one_of_a_paused_queue_leaves_it_paused(engine: Engine, worker: Worker) -> None:
+    engine.put(*map(str, range(150)))
+    engine.run(commands.pause(engine.keys))
+    assert engine.run(commands.destroy(engine.keys))
+    engine.advance(10)
+    assert worker.claim() == []
+
+
 def test_the_workers_of_running_tasks_are_told_and_can_change_nothing(
     engine: Engine, worker: Worker
 ) -> None:

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Removes everything of a queue, a bounded number of tasks a call: all tasks, running ones too (their
 -- workers are asked to stop them), then what is known of workers, and in the end the queue's memory.
--- Nothing is claimed meanwhile.
+-- Nothing is claimed meanwhile, nor for a while after a call that is not followed by the next.
 --
 -- USES      record clock event ready finish purge mail
 -- KEYS
@@ -15,6 +15,7 @@
 --   5 bounded (100 ids, 1 MiB), 7 repeatable, 8 works when memory is full, 9 unusable records are
 --   removed as well
 
+local HOLD_MS = 10000
 local REST = {
   'recurring', 'recurring:due', 'recurring:lapse', 'recurring:last', 'e', 'tombstones', 'gone', 'broken',
   'starts', 'k:r', 'k:a', 'k:o', 'm',
@@ -45,7 +46,7 @@ local function forget_broken()
   end
 end
 
-redis.call('HSET', M, 'hold', FOREVER)
+redis.call('HSET', M, 'hold', math.max(hold, now + HOLD_MS))
 empty_lists(remove)
 for _, set in ipairs({ 'l', 's', 'parked', 'ok', 'failed', 'cancelled' }) do empty_set(set, remove) end
 local broken = redis.call('EXISTS', Q .. 'broken')
