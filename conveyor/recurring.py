@@ -48,8 +48,8 @@ LAPSE_MS: Final = 3_600_000
 #: Seconds between two declarations of a process, and until one that was refused is tried again.
 PROLONG: Final = 1_200.0
 REFUSED: Final = 60.0
-#: Ms after which an entry that cannot be read here is looked at again.
-POSTPONED_MS: Final = 60_000
+#: Ms after which an entry that cannot be read here is looked at again: thrice before it is missed.
+POSTPONED_MS: Final = 20_000
 
 
 class NewEntry(NamedTuple):
@@ -152,8 +152,9 @@ def list_entries(client: Client, queue: str) -> Steps[list[RecurringRecord]]:
 def fire_entry(keys: QueueKeys, due: DueEntry, now_ms: int) -> Command[int]:
     """What an orchestrator does with an entry that is due.
 
-    One that cannot be read here may be one of a newer version: it is left alone for a while, so
-    that an orchestrator which can read it finds it, and this one has nothing to do in between.
+    One that cannot be read here may be one of a newer version, or of a time zone that this host
+    lacks: it is put off for a while, so that an orchestrator which can read it finds it as it was,
+    and this one has nothing to do in between.
     """
     name = due.name.decode(errors="replace")
     try:
@@ -162,7 +163,7 @@ def fire_entry(keys: QueueKeys, due: DueEntry, now_ms: int) -> Command[int]:
         moments, following = entry.recurrence.firings(due.due_ms, now_ms, most)
     except ConveyorError as error:
         log.error("recurring %r on %s cannot be fired: %s", name, keys.queue, error)
-        return commands.fire(keys, due, now_ms + POSTPONED_MS, "allow", ())
+        return commands.fire(keys, due, now_ms + POSTPONED_MS, "postpone", ())
     tasks = [
         NewTask(f"{name}@{moment_text(ms)}", str(ms), entry.expires, entry.record) for ms in moments
     ]

@@ -20,6 +20,7 @@ The scripts make them from `memory`, the one key they are given; Python needs on
 | `Q:broken`         | hash   | ids set aside, and why                                                  |
 | `Q:recurring`      | hash   | recurring entries: definitions by name                                  |
 | `Q:recurring:due`, `Q:recurring:lapse` | zset | their names by next due moment; those that code declares by the moment they lapse |
+| `Q:recurring:since` | hash  | the moment of each that whoever saw it due could not read, and put off  |
 | `Q:recurring:last` | hash   | moment and id of the last task of each                                  |
 | `Q:k:r`, `Q:k:a`, `Q:k:o` | zset | markers that idle workers and orchestrators block on             |
 | `Q:k:<worker>`     | zset   | mailbox of one worker: runs to stop (token, id)                         |

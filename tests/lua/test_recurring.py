@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from engine import ERROR, Engine, Worker, ids
 
-from conveyor import QueueFull, TaskStatus
+from conveyor import ConfigurationError, QueueFull, TaskStatus, recurrence
 from conveyor.broker import recurring as commands
 from conveyor.moments import from_ms
 from conveyor.recurrence import Entry, Recurrence, moment_text
 from conveyor.recurring import LAPSE_MS, POSTPONED_MS, fire_entry
 
 if TYPE_CHECKING:
+    from datetime import tzinfo
+
     from servers import Server
 
     from conveyor.broker.commands import DueEntry
@@ -369,6 +371,41 @@ def test_an_entry_that_cannot_be_read_is_left_alone_for_a_while(
     bad = next(entry for entry in listed(engine) if entry.name == b"tick")
     assert bad.due_ms == engine.now_ms + POSTPONED_MS
     assert [record.name for record in engine.app.recurring()] == ["good"]
+
+
+def no_zone(name: str) -> tzinfo:
+    raise ConfigurationError(f"timezone {name!r} is not known")
+
+
+def test_a_moment_that_one_orchestrator_cannot_read_is_fired_by_another(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daily: dict[str, Any] = {"cron": "0 2 * * *", "every_ms": None, "timezone": "Europe/Berlin"}
+    moment = Recurrence(**daily).next_after(engine.now_ms)
+    declare(engine, packed(engine, **daily), after=moment - engine.now_ms)
+    engine.advance((moment - engine.now_ms) / 1000)
+    (seen,) = engine.maintain().entries
+    with monkeypatch.context() as patch:
+        patch.setattr(recurrence, "_zone", no_zone)
+        for _ in range(2):
+            assert beat(engine) == [0]
+            assert beat(engine) == []
+            engine.advance(POSTPONED_MS / 1000)
+    assert engine.maintain().entries == [seen]
+    assert beat(engine) == [1]
+    assert engine.exists(f"tick@{moment_text(moment)}")
+    assert fire(engine, seen) == -1
+    assert [one.due_ms for one in listed(engine)] == [Recurrence(**daily).next_after(moment)]
+
+
+def test_another_rhythm_does_not_fire_what_was_put_off(engine: Engine) -> None:
+    declare(engine, b"\x02\x00\x00\x00no")
+    engine.advance(10)
+    assert beat(engine) == [0]
+    declare(engine, packed(engine, catch_up="all"))
+    engine.advance(10)
+    assert beat(engine) == [1]
+    assert beat(engine) == []
 
 
 def test_a_name_without_a_definition_is_set_aside(engine: Engine) -> None:

@@ -33,6 +33,7 @@ end
 if not keeps then
   if not due or not same_rhythm() then
     if next_moment == '' then return { now, 0 } end
+    redis.call('HDEL', Q .. 'recurring:since', name)
     redis.call('ZADD', Q .. 'recurring:due', next_moment, name)
     wake_orchestrator('due', tonumber(next_moment))
   end

@@ -10,7 +10,8 @@
 --   ARGV[2]  ms      the moment at which it was seen to be due
 --   ARGV[3]  sha1    of the definition that was seen, in hex
 --   ARGV[4]  ms      the moment at which it is due next
---   ARGV[5]  string  "allow", or "skip": no task is added while the one before has not ended
+--   ARGV[5]  string  "allow", or "skip": no task is added while the one before has not ended; or
+--                    "postpone": nothing is fired, and whoever looks again sees the same moment
 --   ARGV[6]  ids     four arguments a moment from here on: id; the moment in POSIX ms; expires ("" never,
 --                    "+ms" from now, or POSIX ms); record with its times zero
 -- RETURNS
@@ -20,7 +21,7 @@
 --   compare and set: repeating it adds nothing, 10 any number of orchestrators may call it at once
 
 local name = ARGV[1]
-local due = tonumber(redis.call('ZSCORE', Q .. 'recurring:due', name))
+local due = tonumber(redis.call('HGET', Q .. 'recurring:since', name) or redis.call('ZSCORE', Q .. 'recurring:due', name))
 local definition = redis.call('HGET', Q .. 'recurring', name) or ''
 if due ~= tonumber(ARGV[2]) or redis.sha1hex(definition) ~= ARGV[3] then return -1 end
 
@@ -41,6 +42,8 @@ for i = 6, #ARGV, 4 do
   end
 end
 if last then redis.call('HSET', Q .. 'recurring:last', name, last) end
+if ARGV[5] == 'postpone' then redis.call('HSET', Q .. 'recurring:since', name, ARGV[2])
+else redis.call('HDEL', Q .. 'recurring:since', name) end
 redis.call('ZADD', Q .. 'recurring:due', ARGV[4], name)
 wake_orchestrator('due', tonumber(ARGV[4]))
 wake_workers(wake_orchestrator)

@@ -21,7 +21,8 @@ local function due_entries()
   for i = 1, #due, 2 do
     local definition = redis.call('HGET', Q .. 'recurring', due[i])
     if definition then
-      for _, part in ipairs({ due[i], tonumber(due[i + 1]), definition }) do entries[#entries + 1] = part end
+      local moment = redis.call('HGET', Q .. 'recurring:since', due[i]) or due[i + 1]
+      for _, part in ipairs({ due[i], tonumber(moment), definition }) do entries[#entries + 1] = part end
       bytes = bytes + #definition
       if bytes >= ENOUGH then break end
     else
