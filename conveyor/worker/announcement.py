@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import socket
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from conveyor.broker import commands
@@ -101,8 +102,15 @@ class Announcer:
             log.debug("%s is not on the list of known queues yet: %s", queue.keys.queue, error)
 
     def _prolonged(self, queue: WorkerQueue, found: int | None) -> None:
-        if not found:
-            queue.link.send(self.hello(queue), ignore_answer)
+        if found:
+            return
+        # The queue was destroyed, or the server lost it: all is said again.
+        queue.link.send(self.hello(queue), ignore_answer)
+        self._broker.unannounce(queue.keys.queue)
+        self._make_known(queue)
+        declarer = self._declarers[queue.keys.queue]
+        declarer.ring()
+        declarer.run(queue.link, time.monotonic())
 
 
 def ignore_answer(_answer: object) -> None:
