@@ -157,7 +157,7 @@ class Operations:
         wanted = list(ids)
         records: list[TaskRecord | None] = []
         while len(records) < len(wanted):
-            some = wanted[len(records) :][:BATCH]
+            some = wanted[len(records) : len(records) + BATCH]
             found: list[Snapshot | None] = yield commands.read(self._keys, some)
             records += [
                 None if one is None else self.client.decode(self.queue, task_id, one)

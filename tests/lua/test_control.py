@@ -180,6 +180,21 @@ def test_neither_lane_waits_for_ever_behind_the_other(engine: Engine, worker: Wo
     assert {one[0] for one in claimed} == {"s", "a"}
 
 
+def test_nor_where_each_start_takes_a_second_call_that_settles_it(
+    engine: Engine, worker: Worker
+) -> None:
+    engine.put(*(f"s{n}" for n in range(9)))
+    engine.put(*(f"a{n}" for n in range(9)), flags=Flag.ASYNC)
+    limit(engine, 1, 1)
+    claimed: list[str] = []
+    for _ in range(4):
+        (lease,) = worker.claim(5, 5)
+        claimed.append(lease.id)
+        worker.end(lease, "success")
+        engine.advance(1.001)
+    assert {one[0] for one in claimed} == {"s", "a"}
+
+
 def test_what_expired_waiting_uses_up_no_start(engine: Engine, worker: Worker) -> None:
     engine.put("a", "b", expires="+500")
     engine.put("c", "d", "e")

@@ -181,8 +181,9 @@ local function claim(sync, async)
   if promote(20) + reap(20) + expire(20) > 0 then wake_orchestrator('due', now) end
   local left = ''
   local asks = { { 'r', sync }, { 'a', async } }
-  -- Neither lane always takes what the rate limit allows.
-  if points and call % 2 == 0 then asks = { asks[2], asks[1] } end
+  -- Neither lane always takes what the rate limit allows. The ms is as good as a coin; the number of
+  -- the call is not, where every other call only settles.
+  if points and now % 2 == 0 then asks = { asks[2], asks[1] } end
   local most = most_starts(sync + async)
   for _, ask in ipairs(asks) do
     local lane, want = ask[1], ask[2]
