@@ -123,6 +123,7 @@ class Model:
             return True
         if old is not None and replace and old.state in ENDED:
             del self.sets[ENDED[old.state]][old.id]
+            self._forget(old)
             old = None
         if old is not None:
             return False
@@ -210,7 +211,7 @@ class Model:
         for name in ("s", "l", "e"):
             self._move_due(name, CLAIM_MOVES)
         lanes = [("r", sync), ("a", asynchronous)]
-        if self.limit and call % 2 == 0:
+        if self.limit and self.now % 2 == 0:
             lanes.reverse()
         most = self._may_start()
         claimed = []
@@ -300,11 +301,11 @@ class Model:
         self._finish(self.tasks[task_id], FAILED)
 
     def _trim(self, task_id: str, _: float) -> None:
-        del self.tasks[task_id]
+        self._forget(self.tasks[task_id])
 
     def _remove(self, task_id: str) -> None:
         del self.sets["ok"][task_id]
-        del self.tasks[task_id]
+        self._forget(self.tasks[task_id])
 
     def _may_start(self) -> int:
         if self.paused:
