@@ -51,12 +51,6 @@ _PURGE = load_script("purge")
 _DESTROY = load_script("destroy")
 _ANNOUNCE = load_script("announce")
 
-SCRIPTS = (
-    _ENQUEUE, _SETTLE, _RENEW, _MAINTAIN, _CANCEL, _PROGRESS,
-    _READ, _WAIT, _HELLO, _UNPARK, _STATUS,
-    _LIST, _REMOVE, _RETRY, _CONTROL, _PURGE, _DESTROY, _ANNOUNCE,
-)  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True)
 class Command(Generic[T]):
