@@ -25,13 +25,14 @@ CALM, HURRY = 0, 2**64 - 1
 INLINE: Final = 32_768
 #: Room for any datagram. Small on purpose: a large receive buffer costs more than a small task.
 BUFFER: Final = INLINE + 1024
+#: Most runs in a message about pauses or grants.
+MOST_RUNS: Final = INLINE // 8
 
 _KIND: Final = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_DGRAM)
 _ANCILLARY: Final = socket.CMSG_SPACE(4)
 _JOB: Final = struct.Struct("<QBHHd")
 _OUTCOME: Final = struct.Struct("<QBII")
 _RUN, _RUN_FILE, _STOP = 0, 1, 2
-_MOST_RUNS: Final = INLINE // 8
 
 
 class Outcome:
@@ -158,8 +159,8 @@ def send_pauses(sock: socket.socket, pauses: Sequence[tuple[int, int]]) -> None:
 
     They travel among the outcomes, as one of the run 0, which there is not.
     """
-    for start in range(0, len(pauses), _MOST_RUNS):
-        words = [run << 2 | kind for run, kind in pauses[start : start + _MOST_RUNS]]
+    for start in range(0, len(pauses), MOST_RUNS):
+        words = [run << 2 | kind for run, kind in pauses[start : start + MOST_RUNS]]
         sock.send(_OUTCOME.pack(0, 0, 0, 0) + array.array("Q", words).tobytes())
 
 
@@ -169,7 +170,7 @@ def read_pauses(frame: OutcomeFrame) -> list[tuple[int, int]]:
 
 
 def send_grants(sock: socket.socket, runs: Iterable[int]) -> None:
-    """Lets runs go on, by the parent's end of the socket that it reads outcomes from.
+    """Lets at most `MOST_RUNS` go on, by the parent's end of the socket it reads outcomes from.
 
     Raises:
         BlockingIOError: The socket is full.

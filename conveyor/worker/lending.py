@@ -24,7 +24,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from conveyor.records import Flag
-from conveyor.worker.frames import CALM, HURRY, Pause, send_grants
+from conveyor.worker.frames import CALM, HURRY, MOST_RUNS, Pause, send_grants
 from conveyor.worker.job import ASYNC, SYNC
 
 if TYPE_CHECKING:
@@ -146,6 +146,8 @@ class Lending:
         for lane in child.lanes.values():
             for run in list(lane.lent):
                 self.end(lane, lane.inflight[run])
+            if self._branch is not None and self._branch.lane is lane:
+                self._branch = None
         self.extra -= child.extra
         self._update()
 
@@ -173,7 +175,7 @@ class Lending:
             if not able:
                 return
             lane, child = min(able, key=lambda pair: next(iter(pair[0].asking)))
-            runs = list(islice(lane.asking, min(free, _room(lane))))
+            runs = list(islice(lane.asking, min(free, _room(lane), MOST_RUNS)))
             try:
                 send_grants(child.small, runs)
             except OSError:  # full or gone: later, or never
@@ -331,14 +333,14 @@ class _Branch:
     """The run that began or went on last: the end of the branch that may grow."""
 
     def __init__(self, lane: Lane, run: int) -> None:
-        self._lane = lane
+        self.lane = lane
         self._run = run
         self._ended_at = 0.0
 
     def rests(self, now: float) -> bool:
         """Whether something else may begin: it waits, or it ended and nobody asked since."""
-        if self._run in self._lane.inflight:
-            return self._run in self._lane.lent
+        if self._run in self.lane.inflight:
+            return self._run in self.lane.lent
         self._ended_at = self._ended_at or now
         return now >= self._ended_at + HEARSAY
 
