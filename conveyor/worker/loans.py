@@ -16,11 +16,11 @@ If the parent dies, what waits for a grant goes on, and ends with the process.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
 import time
-from collections import deque
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -59,12 +59,19 @@ class Loan:
         self.go_on: Callable[[], object] | None = None
         self.futures: set[Future[Any]] = set()
 
+    def count(self) -> None:
+        """Counts the time until now as waited; call it with the lock held."""
+        now = time.monotonic()
+        self.waited += now - self.since
+        self.since = now
+
     def release(self) -> None:
         """Lets go on what has asked for the slot, if anything has."""
         with self.lock:
             go_on, self.go_on = self.go_on, None
         if go_on is not None:
-            go_on()
+            with contextlib.suppress(RuntimeError):  # its event loop was closed
+                go_on()
 
 
 class Loans:
@@ -85,7 +92,8 @@ class Loans:
         self._sock = sock
         self._hurry = hurry
         self._pid = os.getpid()
-        self._unsaid: deque[tuple[int, int]] = deque()
+        self._unsaid: list[tuple[int, int]] = []
+        self._saying = threading.RLock()  # a coroutine that is collected meanwhile speaks too
         self._starting = threading.Lock()
         self._listens = False
 
@@ -193,14 +201,14 @@ class Loans:
             if loan.waits:
                 return
             loan.go_on = None
-            loan.waited += time.monotonic() - loan.since
+            loan.count()
             self._unsaid.append((loan.run, Pause.TOOK))
         self._say()
 
     def _granted(self, loan: Loan) -> None:
         with loan.lock:
             if not loan.waits:
-                loan.waited += time.monotonic() - loan.since
+                loan.count()
 
     def _take_back(self, loan: Loan) -> None:
         granted = threading.Event()
@@ -238,11 +246,11 @@ class Loans:
             loop.call_soon(self._say)
 
     def _say(self) -> None:
-        pauses: list[tuple[int, int]] = []
-        while self._unsaid:
-            pauses.append(self._unsaid.popleft())
-        if pauses:
-            send_pauses(self._sock, pauses)
+        """Says all of it, in order; what a stop interrupts is said again by who comes next."""
+        with self._saying:
+            while pauses := self._unsaid[:]:
+                send_pauses(self._sock, pauses)
+                del self._unsaid[: len(pauses)]
 
     def _blocks_loop(self) -> bool:
         try:

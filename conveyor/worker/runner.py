@@ -195,7 +195,7 @@ class Runner:
         """Sends what came of a run."""
         elapsed = time.monotonic() - run.started
         if self._loans.runs:
-            elapsed -= self._loans.end(run.job.sequence)
+            elapsed = max(0.0, elapsed - self._loans.end(run.job.sequence))
         delay_ms = round(min(ending.delay, LONGEST_DELAY) * 1000)
         self._send(run.job, ending.outcome, ending.data, delay_ms, int(elapsed * 1e6))
         self._slots.end(run.slot)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import threading
+import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -208,3 +210,82 @@ def test_coroutines_that_begin_to_wait_in_one_turn_say_so_at_once(
         assert all(task.done() for task in tasks)
 
     asyncio.run(main())
+
+
+def test_a_coroutine_whose_loop_was_closed_harms_nobody(ends: tuple[Parent, Loans]) -> None:
+    parent, loans = ends
+    loop = asyncio.new_event_loop()
+
+    async def wait() -> None:
+        async with loans.suspended(7):
+            pass
+
+    waiting = loop.create_task(wait())
+    loop.run_until_complete(asyncio.sleep(0))
+    assert parent.heard() == [(7, WAITS), (7, ASKS)]
+    loop.close()
+    send_grants(parent.sock, [7])
+    future: Future[int] = Future()
+    thread = block(loans, 8, future)
+    assert parent.heard() == [(8, WAITS)]
+    future.set_result(1)
+    assert parent.heard() == [(8, ASKS)]
+    send_grants(parent.sock, [8])
+    thread.join(SOON)
+    assert not thread.is_alive()
+    waiting.get_coro().close()  # type: ignore[union-attr]
+
+
+def test_a_stop_amid_a_message_loses_nothing_of_it() -> None:
+    near, far = make_pair()
+    parent, loans = Parent(near), Loans(far, lambda _on: None)
+    loans.listen()
+
+    def stop(_number: int, _frame: object) -> None:
+        raise TaskTimeout
+
+    def send_stop() -> None:
+        wait_until(lambda: 7 in loans.runs and loans.runs[7].waits == 1, "it waits", seconds=SOON)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
+
+    far.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            send_pauses(far, [(1, TOOK)])
+    far.setblocking(True)
+    before = signal.signal(signal.SIGUSR2, stop)
+    thread = threading.Thread(target=send_stop)
+    with near, far:
+        try:
+            thread.start()
+            with pytest.raises(TaskTimeout), loans.blocked(7, Future()):
+                pass
+        finally:
+            thread.join(SOON)
+            signal.signal(signal.SIGUSR2, before)
+        assert set(parent.heard()) == {(1, TOOK)}
+        loans.end(7)
+        assert parent.heard() == [(7, WAITS)]
+
+
+def test_no_time_is_taken_twice_for_waited(ends: tuple[Parent, Loans]) -> None:
+    _, loans = ends
+
+    async def wait() -> None:
+        async with loans.suspended(7):
+            pass
+
+    async def main() -> float:
+        began = time.monotonic()
+        first = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        second = asyncio.create_task(wait())
+        loans.runs[7].release()
+        await asyncio.sleep(0)  # the second has waited and asks, before the first goes on
+        time.sleep(0.2)  # noqa: ASYNC251
+        await first
+        loans.runs[7].release()
+        await second
+        return time.monotonic() - began
+
+    assert asyncio.run(main()) >= loans.end(7) > 0
