@@ -50,7 +50,7 @@ class SideThread:
             answer = function(*args)
             if inspect.isawaitable(answer):
                 self._wait_for(answer)
-        except Exception as error:
+        except BaseException as error:  # whatever ends a callback must not end the thread
             self._tell(error)
 
     def is_current(self) -> bool:
@@ -82,8 +82,8 @@ class SideThread:
         if self._runner is not None:
             self._runner.close()
 
-    def _tell(self, error: Exception) -> None:
-        if self._on_error is None:
+    def _tell(self, error: BaseException) -> None:
+        if self._on_error is None or not isinstance(error, Exception):
             log.error("%s raised; the worker goes on", self._now, exc_info=error)
             return
         name = self._now
@@ -91,7 +91,7 @@ class SideThread:
             answer = self._on_error(error)
             if inspect.isawaitable(answer):
                 self._wait_for(answer)
-        except Exception:
+        except BaseException:
             log.exception("on_handler_error raised, told of what %s had raised: %s", name, error)
 
 
