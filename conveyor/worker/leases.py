@@ -54,8 +54,10 @@ class Leases:
         for interval, line in self._due.items():
             for sequence, due in list(line.items()):
                 job = self._jobs[sequence]
-                if due > now or len(taken) >= limit or (taken and job.queue != taken[0].queue):
+                if due > now or len(taken) >= limit:
                     break
+                if taken and job.queue != taken[0].queue:
+                    continue
                 taken.append(job)
                 del line[sequence]
                 line[sequence] = now + interval / 1000

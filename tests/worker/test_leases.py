@@ -60,6 +60,15 @@ def test_one_call_renews_leases_of_one_queue_and_no_more_than_the_limit() -> Non
     assert [one.sequence for one in leases.take_due(5.0, 100)] == [4, 5]
 
 
+def test_one_call_renews_all_that_are_due_in_its_queue() -> None:
+    leases = Leases()
+    for number in range(1, 6):
+        leases.add(job(number, queue=number % 2), 0.0)
+    # So that a child may take a renewal of its queue for all that lies before it.
+    assert [one.sequence for one in leases.take_due(5.0, 100)] == [1, 3, 5]
+    assert [one.sequence for one in leases.take_due(5.0, 100)] == [2, 4]
+
+
 def test_a_dropped_lease_is_gone_and_dropping_it_again_says_so() -> None:
     leases = Leases()
     one = job(1)
