@@ -177,8 +177,9 @@ class AsyncLane:
         self._thread = threading.Thread(target=self._serve, name="conveyor-async", daemon=True)
 
     def start(self) -> None:
-        """Starts the lane's thread."""
+        """Starts the lane's thread; once this returns, its loop runs."""
         self._thread.start()
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self.loop).result()
 
     def join(self) -> None:
         """Waits until the parent is gone and what runs has ended; only then the loop stops."""
