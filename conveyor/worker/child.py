@@ -23,7 +23,7 @@ from conveyor.worker.hooks import Hooks
 from conveyor.worker.lanes import AsyncLane, SyncLane
 from conveyor.worker.loans import Loans
 from conveyor.worker.runner import Runner
-from conveyor.worker.signals import ignore
+from conveyor.worker.signals import ignore, let_through
 
 if TYPE_CHECKING:
     import socket
@@ -141,6 +141,7 @@ def _set_signals(sync: SyncLane) -> None:
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     signal.signal(signal.SIGUSR2, sync.on_signal)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+    let_through()
 
 
 def _die_with(parent: int) -> None:

@@ -30,6 +30,7 @@ from conveyor.worker.frames import (
 from conveyor.worker.job import ASYNC, SYNC
 from conveyor.worker.lending import MOST_SUSPENDED, Lending
 from conveyor.worker.process import Child, Lane
+from conveyor.worker.signals import held_back
 from conveyor.worker.slots import Slots
 
 if TYPE_CHECKING:
@@ -123,7 +124,11 @@ class Pool:
     def fill(self, now: float) -> None:
         """Starts children until there are as many as there should be; idle extra ones go."""
         while now >= self._spawn_at and self._is_short():
-            self._spawn()
+            try:
+                self._spawn()
+            except OSError as error:
+                log.error("no child can be started (%s): that is tried again", error)
+                self._spawn_at = now + RESPAWN_PAUSE
         for child in self.lending.let_go(now):
             self._retire(child)
 
@@ -219,12 +224,12 @@ class Pool:
     def kill(self) -> None:
         """Kills every child; their deaths are reported as usual."""
         for child in self.children:
-            _signal(child.pid, signal.SIGKILL)
+            child.signal(signal.SIGKILL)
 
     def dump_stacks(self) -> None:
         """Has every child print what its threads are doing."""
         for child in self.children:
-            _signal(child.pid, signal.SIGUSR1)
+            child.signal(signal.SIGUSR1)
 
     def shrink(self) -> None:
         """Lets every child go once it has nothing to do."""
@@ -279,13 +284,14 @@ class Pool:
         return False
 
     def _send_ordinary(self, lane: str, jobs: deque[Job], most_ahead: int) -> None:
-        if self._outgoing(lane) and (self.room(lane) or 0) <= 0:
-            return
+        outgoing = self._outgoing(lane)
         self._next = (self._next + 1) % len(self.children)
         order = self.children[self._next :] + self.children[: self._next]
         for ahead in (0, most_ahead) if most_ahead else (0,):
             for child in order:
                 while jobs and not jobs[0].suspect and self._has_room(child, lane, ahead):
+                    if outgoing and (self.room(lane) or 0) <= 0:
+                        return
                     if not self._give(child, child.lanes[lane], jobs[0]):
                         break
                     jobs.popleft()
@@ -330,7 +336,7 @@ class Pool:
     def _ask(self, child: Child, job: Job, reason: int) -> None:
         child.slots.ask_to_stop(job.sequence, reason)
         if job.lane == SYNC:
-            _signal(child.pid, signal.SIGUSR2)
+            child.signal(signal.SIGUSR2)
         else:
             with contextlib.suppress(OSError):  # full or gone: the hard stop follows
                 send_stop(child.lanes[ASYNC].near, StopFrame(job.sequence, reason))
@@ -339,7 +345,7 @@ class Pool:
         due = {sequence for sequence, moment in child.kill_at.items() if now >= moment}
         if due and not child.killed_for:
             child.killed_for = due
-            _signal(child.pid, signal.SIGKILL)
+            child.signal(signal.SIGKILL)
 
     def _is_spent(self, child: Child) -> bool:
         """Whether it has begun as many runs as it may: nothing of them can be taken back."""
@@ -348,7 +354,7 @@ class Pool:
         )
 
     def _has_grown(self, child: Child) -> bool:
-        return self._max_memory != float("inf") and _memory_of(child.pid) > self._max_memory
+        return self._max_memory != float("inf") and child.memory() > self._max_memory
 
     def _retire(self, child: Child) -> None:
         child.retiring = True
@@ -379,9 +385,10 @@ class Pool:
         foreign += [end.fileno() for end in own]
         foreign += self._foreign()
         parent = os.getpid()
-        child.pid = os.fork()
-        if child.pid == 0:
-            run_child(work, slots, ends, foreign, parent)
+        with held_back():
+            child.pid = os.fork()
+            if child.pid == 0:
+                run_child(work, slots, ends, foreign, parent)
         child.small_far.close()
         child.large_far.close()
         self._watch(child)
@@ -438,17 +445,3 @@ class Pool:
 def _reason(status: int) -> str:
     code = os.waitstatus_to_exitcode(status)
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _memory_of(pid: int) -> int:
-    """Resident bytes of a process; 0 where that cannot be read."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0

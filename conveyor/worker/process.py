@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ from conveyor.worker.frames import make_pair, take_back
 from conveyor.worker.job import ASYNC, SYNC, Job
 
 if TYPE_CHECKING:
+    import signal
+
     from conveyor.worker.slots import Slots
 
 
@@ -98,6 +101,19 @@ class Child:
         self.sent -= len(jobs)
         self.alone = self.alone and self.busy() > 0
         return jobs
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends it a signal; nothing happens when it is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def memory(self) -> int:
+        """Its resident bytes; 0 where that cannot be read."""
+        try:
+            with open(f"/proc/{self.pid}/statm", "rb") as file:
+                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError, IndexError):
+            return 0
 
     def descriptors(self) -> list[int]:
         """What another child must close of it."""

@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import signal
 import socket
-from typing import TYPE_CHECKING, Any, Self
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from types import TracebackType
+
+
+_HELD_BACK: Final = (
+    signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
+)  # fmt: skip
 
 
 def ignore(_number: int, _frame: object) -> None:
     """A handler that does nothing."""
+
+
+@contextmanager
+def held_back() -> Generator[None]:
+    """Has signals wait in it: what is forked meanwhile would pass them on to its parent as its own.
+
+    In a child they wait until `let_through`.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def let_through() -> None:
+    """Has a child hear signals; once it has handlers of its own."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
 
 
 class Signals:

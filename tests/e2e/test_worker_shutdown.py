@@ -7,6 +7,7 @@ import signal
 import pytest
 from faults.lab import SOON, Lab
 from servers import wait_until
+from workers import Project
 
 from conveyor import TaskFailed, TaskStatus
 
@@ -91,6 +92,28 @@ def test_second_int_ends_what_runs_now(lab: Lab) -> None:
         worker.wait()
     record = running.task()
     assert (record.status, record.retries, record.interruptions) == (TaskStatus.QUEUED, 0, 1)
+
+
+def test_signal_to_a_child_that_begins_is_none_to_its_worker(
+    server: Server, tmp_path: Path
+) -> None:
+    # As when Ctrl-C reaches the whole group while a child is forked.
+    source = """
+    import os, signal
+    from conveyor import Conveyor
+    app = Conveyor("NAME")
+    os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGINT))
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+    """
+    project = Project(tmp_path, server.url, source)
+    with project.worker("-c", "2") as worker:
+        for number in range(3):
+            called = project.conveyor("-A", "myapp", "call", "add", "1", str(number), "--wait", "30")
+            assert called.out == f"{1 + number}\n"
+        assert "SIGINT" not in worker.output
+        assert worker.stop() == 0
 
 
 def test_quit_ends_what_runs_now(lab: Lab) -> None:
