@@ -115,6 +115,10 @@ class WorkerQueue:
             self.pending.extendleft(reversed(batch))
             self._one_by_one = len(batch)
 
+    def rest_ends(self) -> float | None:
+        """When it may be claimed from again after such a failure, monotonic; None: now."""
+        return self.rests_until if time.monotonic() < self.rests_until else None
+
 
 def unheard(queues: Sequence[WorkerQueue], lane: str, now: float) -> int:
     """How many tasks were claimed from servers that do not answer: others may have some."""

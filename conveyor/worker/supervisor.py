@@ -203,6 +203,7 @@ class Supervisor:
 
     def _pause(self) -> float | None:
         moments = self._lines.deadlines()
+        moments += [queue.rest_ends() for queue in self._queues]
         if self.plan.beat:
             moments += [queue.clock.deadline(queue.link) for queue in self._queues]
         moments += [
@@ -266,6 +267,8 @@ class Supervisor:
             return
         jobs = self._held.leases.take_due(now, BATCH)
         queue = self._queues[jobs[0].queue]
+        if not queue.link.connected:
+            return  # once it is, all are due
 
         def renewed(verdicts: Sequence[int] | None) -> None:
             if verdicts is None:
@@ -376,7 +379,13 @@ class Supervisor:
             self._choice.missed(lane, queue, want)
         if answer is None:
             queue.take_failure(exchange.batch, time.monotonic())
-            return
+        else:
+            self._take_answer(exchange, answer)
+        if self.stopping or self.paused:
+            self._release_waiting()
+
+    def _take_answer(self, exchange: Exchange, answer: Settled) -> None:
+        queue = exchange.queue
         queue.note_left(exchange, answer.left, answer.limited)
         if Verdict.STALE in answer.verdicts:
             report_refused(log, [job for job, _ in exchange.batch], answer.verdicts)
@@ -386,8 +395,6 @@ class Supervisor:
         for i in range(0, len(claimed), 2):
             lane = self._held.take(queue, claimed[i], claimed[i + 1], exchange.sent_at)
             self._choice.missed(lane, queue, -1)
-        if self.stopping or self.paused:
-            self._release_waiting()
 
     def _on_outcomes(self, outcomes: list[tuple[Job, OutcomeFrame]]) -> None:
         now = time.monotonic()
