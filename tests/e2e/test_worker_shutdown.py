@@ -110,7 +110,7 @@ def test_signal_to_a_child_that_begins_is_none_to_its_worker(
     project = Project(tmp_path, server.url, source)
     with project.worker("-c", "2") as worker:
         for number in range(3):
-            called = project.conveyor("-A", "myapp", "call", "add", "1", str(number), "--wait", "30")
+            called = project.conveyor("-A", "myapp", "call", "add", "1", f"{number}", "--wait")
             assert called.out == f"{1 + number}\n"
         assert "SIGINT" not in worker.output
         assert worker.stop() == 0
