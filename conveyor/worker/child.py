@@ -117,6 +117,7 @@ def _serve(work: Work, slots: Slots, ends: Ends) -> None:
         hooks = Hooks(plugins, runner, None)
         sync.hooks = hooks.around
         hooks.start()
+        slots.serve()
         sync.serve()
         hooks.shut_down()
         return
@@ -125,6 +126,7 @@ def _serve(work: Work, slots: Slots, ends: Ends) -> None:
     hooks = Hooks(plugins, runner, lane.loop)
     sync.hooks = lane.hooks = hooks.around
     hooks.start()
+    slots.serve()
     lane.start()
     sync.serve()
     lane.join()

@@ -277,7 +277,11 @@ class Lending:
 
     def _roomiest(self, name: str) -> Child | None:
         able = [child for child in self._children if self._has_room(child, name, 0)]
-        return min(able, key=lambda each: (each.extra, _computing(each.lanes[name])), default=None)
+        return min(
+            able,
+            key=lambda it: (not it.slots.served(), it.extra, _computing(it.lanes[name])),
+            default=None,
+        )
 
     def _child_for(self, name: str) -> Child | None:
         """An extra child, unless one that has room is only to read what was sent to it."""

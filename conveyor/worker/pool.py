@@ -186,11 +186,12 @@ class Pool:
         ]
 
     def take_back(self, now: float, *, everything: bool = False) -> list[Job]:
-        """What lies unread behind runs that take long, or all that is unread; in order."""
+        """What lies unread behind long runs or in children that begin, or all; in order."""
         jobs: list[Job] = []
         for child in self.children:
             for lane in child.lanes.values():
-                stuck = len(lane.inflight) > lane.width and now - lane.moved_at > STUCK
+                waits = len(lane.inflight) > lane.width or not child.slots.served()
+                stuck = waits and now - lane.moved_at > STUCK
                 if lane.inflight and (everything or stuck):
                     jobs.extend(child.take_back(lane))
         return jobs
@@ -287,6 +288,7 @@ class Pool:
         outgoing = self._outgoing(lane)
         self._next = (self._next + 1) % len(self.children)
         order = self.children[self._next :] + self.children[: self._next]
+        order.sort(key=lambda child: not child.slots.served())
         for ahead in (0, most_ahead) if most_ahead else (0,):
             for child in order:
                 while jobs and not jobs[0].suspect and self._has_room(child, lane, ahead):

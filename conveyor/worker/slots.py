@@ -6,6 +6,7 @@ when a child dies, a noted task had begun and is charged; whatever else was sent
 
     word 0           whether any run had a deadline, so that the parent need not look
     word 1           how many slots were ever used, so that the parent looks at no others
+    word 2           whether the child has begun to read tasks
     next words       lease clock of each queue (see `renewed`)
     then, for each slot: sequence number of the run (0: free), deadline (monotonic s), stop request
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _WIDTH = 3
-_FIRST = 2
+_FIRST = 3
 
 
 class Slots:
@@ -44,6 +45,14 @@ class Slots:
         """Takes one of the spare slots into use; in the child."""
         self._words[1] += 1
         return self._words[1] - 1
+
+    def serve(self) -> None:
+        """Notes that the child reads tasks from now on; in the child."""
+        self._words[2] = 1
+
+    def served(self) -> bool:
+        """Whether it does."""
+        return self._words[2] == 1
 
     def begin(self, slot: int, sequence: int, deadline: float) -> None:
         """Notes that a run begins; in the child."""
