@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
 from pathlib import Path
@@ -267,6 +268,27 @@ def a_burst_tells_all_before_it_ends() -> None:
     assert all(result.status is TaskStatus.SUCCESS for result in results)
 
 
+def a_callback_that_exits_ends_nothing() -> None:
+    told: list[int] = []
+
+    def success(task: TaskRecord) -> None:
+        told.append(task.result)
+        sys.exit("enough")
+
+    async def failed(task: TaskRecord, error: str) -> None:
+        told.append(-1)
+        raise asyncio.CancelledError
+
+    worker = Worker(app, concurrency=1, on_task_success=success, on_task_failed=failed)
+    worker.start()
+    for number in range(3):
+        add.delay(number, 0).wait(SOON)
+        boom.options(error_retry_limit=0).delay("bad")
+        until(lambda n=number: len(told) == 2 * n + 2, "both are told")  # type: ignore[misc]
+    worker.shutdown()
+    assert told == [0, -1, 1, -1, 2, -1]
+
+
 SCENARIOS = [
     callbacks_are_told_of_tasks,
     what_is_told_is_what_the_server_has,
@@ -275,6 +297,7 @@ SCENARIOS = [
     a_worker_with_work_before_it_is_not_idle,
     a_callback_that_raises_is_reported,
     a_callback_that_raises_is_logged,
+    a_callback_that_exits_ends_nothing,
     async_callbacks_are_awaited_in_order,
     a_slow_callback_holds_nothing_up_and_nothing_is_lost,
     a_callback_that_hangs_is_left_behind,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import resource
 import signal
 import threading
 import time
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from in_code_app import (
+    LOOK,
     SOON,
     add,
     app,
@@ -23,7 +26,7 @@ from in_code_app import (
     where,
 )
 
-from conveyor import ConveyorError, TaskStatus, Worker
+from conveyor import ConveyorError, Plugin, TaskStatus, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -194,6 +197,48 @@ def _refusal(begin: Callable[[], None]) -> str:
     return ""
 
 
+def a_worker_that_cannot_fork_tries_again() -> None:
+    said: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    logging.getLogger("conveyor").addHandler(Handler())
+    worker = Worker(app, concurrency=1)
+    worker.start()
+    child = where.delay().wait(SOON)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))  # no new descriptors
+    os.kill(child, signal.SIGKILL)
+    until(lambda: any("no child can be started" in text for text in said), "it says so")
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert where.delay().wait(SOON) != child
+    worker.shutdown()
+
+
+def nothing_waits_for_a_child_that_begins() -> None:
+    class Slow(Plugin):
+        def on_child_start(self) -> None:
+            while Path("slow").exists():
+                time.sleep(LOOK)
+
+    app.register_plugins(Slow())
+    worker = Worker(app, concurrency=2)
+    worker.start()
+    child = where.delay().wait(SOON)
+    Path("slow").touch()
+    os.kill(child, signal.SIGKILL)
+    assert child not in [where.delay().wait(SOON) for _ in range(6)]
+    long = hold.delay("gate")
+    until(Path("gate.begun").exists, "the only free child is taken")
+    last = where.delay()
+    Path("gate").touch()
+    assert (long.wait(SOON), bool(last.wait(SOON))) == ("held", True)
+    Path("slow").unlink()
+    worker.shutdown()
+
+
 SCENARIOS = [
     pause_and_resume_under_load,
     pause_hands_back_what_has_not_begun,
@@ -204,4 +249,6 @@ SCENARIOS = [
     shutdown_that_kills_gives_back_what_runs,
     any_thread_may_ask_any_number_of_times,
     a_worker_works_once,
+    a_worker_that_cannot_fork_tries_again,
+    nothing_waits_for_a_child_that_begins,
 ]
