@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from typing import TYPE_CHECKING
 
 import pytest
 from faults.lab import SOON, Lab
@@ -10,6 +11,11 @@ from servers import wait_until
 from workers import Project
 
 from conveyor import TaskFailed, TaskStatus
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from servers import Server
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
