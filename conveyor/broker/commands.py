@@ -150,7 +150,7 @@ class Page(NamedTuple):
 
 
 class QueueStatus(NamedTuple):
-    """The answer of status.lua, undecoded where workers wrote it."""
+    """The answer of status.lua, undecoded where workers wrote it; `rate` is runs a second."""
 
     now_ms: int
     scheduled: int
@@ -163,6 +163,7 @@ class QueueStatus(NamedTuple):
     workers: Mapping[bytes, bytes]
     parked_reasons: Mapping[bytes, bytes]
     memory: Mapping[bytes, bytes]
+    rate: float
 
 
 def enqueue(
@@ -359,5 +360,6 @@ def _parse_purged(reply: Sequence[int]) -> tuple[int, bool]:
 
 
 def _parse_status(reply: Sequence[Any]) -> QueueStatus:
-    now, counts, workers, parked, memory = reply
-    return QueueStatus._make([now, *counts, pairs(workers), pairs(parked), pairs(memory)])
+    now, counts, workers, parked, memory, runs, span_ms = reply
+    rate = runs * 1000 / span_ms
+    return QueueStatus._make([now, *counts, pairs(workers), pairs(parked), pairs(memory), rate])

@@ -16,6 +16,7 @@ The scripts make them from `memory`, the one key they are given; Python needs on
 | `Q:ok`, `Q:failed`, `Q:cancelled` | zset | ended ids by the moment their record is removed          |
 | `Q:gone`           | zset   | calls that ended without a record and may be sent again, by creation    |
 | `Q:parked`         | zset   | ids whose name no worker knew, by the moment they are given up          |
+| `Q:pace`           | hash   | how many runs ended in each ten seconds of the last minute              |
 | `Q:starts`         | list   | moments of the last starts, while there is a rate limit                 |
 | `Q:broken`         | hash   | ids set aside, and why                                                  |
 | `Q:recurring`      | hash   | recurring entries: definitions by name                                  |

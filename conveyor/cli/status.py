@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
 from conveyor.broker import commands
 from conveyor.cli.apps import find_app
-from conveyor.cli.parsing import Exit, Parser, add_app, add_json
+from conveyor.cli.parsing import Exit, Parser, add_app, add_json, seconds
 from conveyor.cli.tables import make_console, make_table
 from conveyor.queues import read_announcement
 
@@ -17,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rich.console import Console
+    from rich.table import Table
 
     from conveyor.app import Conveyor
     from conveyor.broker.commands import QueueStatus
@@ -24,7 +31,7 @@ if TYPE_CHECKING:
 _EXAMPLES = (
     ("conveyor -A myapp status", "counts by queue, workers, what is parked and why"),
     ("conveyor -A myapp status --json", "the same for programs"),
-    ("watch conveyor -A myapp status", "again and again"),
+    ("conveyor -A myapp status --watch", "again and again, until Ctrl-C"),
 )
 _COUNTS = ("scheduled", "queued", "processing", "success", "failed", "cancelled", "parked")
 _WORKER = ("host", "pid", "queues", "concurrency", "threads", "coroutines", "beat", "paused")
@@ -39,7 +46,8 @@ class Status:
         namespace: Its namespace.
         server: Where the data is, without password.
         queues: Name, then one number each of scheduled, queued (parked ones included), processing,
-            success, failed, cancelled, parked.
+            success, failed, cancelled, parked; and `rate`, runs that ended a second in the last
+            minute.
         workers: Id, host, pid, queues, concurrency, threads, coroutines, beat, paused.
         parked: Queue, id and reason of the first tasks that no worker knows.
     """
@@ -59,18 +67,45 @@ def make_parser() -> Parser:
     )
     add_app(parser)
     add_json(parser)
+    parser.add_argument(
+        "--watch",
+        metavar="SECONDS",
+        nargs="?",
+        type=seconds,
+        const=2.0,
+        help="show it again and again, as often (default: every 2 s)",
+    )
     return parser
 
 
 def run(options: argparse.Namespace) -> Exit:
-    """Prints the status."""
+    """Prints the status, once or again and again."""
+    console = make_console()
     with find_app(options.app) as app:
-        status = read_status(app)
-    if options.json:
-        print(json.dumps(asdict(status)))
-    else:
-        _show(status, make_console())
+        if options.watch is None:
+            _print(read_status(app), console, as_json=options.json)
+        else:
+            with suppress(KeyboardInterrupt):  # that is how one stops watching
+                _watch(app, console, options.watch, as_json=options.json)
     return Exit.DONE
+
+
+def _watch(app: Conveyor, console: Console, pause: float, *, as_json: bool) -> None:
+    if as_json or not console.is_terminal:
+        while True:
+            _print(read_status(app), console, as_json=as_json)
+            time.sleep(pause)
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(render(read_status(app), console), refresh=True)
+            time.sleep(pause)
+
+
+def _print(status: Status, console: Console, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(asdict(status)), flush=True)
+    else:
+        console.print(render(status, console))
 
 
 def read_status(app: Conveyor) -> Status:
@@ -88,7 +123,11 @@ def read_status(app: Conveyor) -> Status:
         namespace=app.namespace,
         server=broker.server.address,
         queues=[
-            {"name": name, **{count: getattr(queue, count) for count in _COUNTS}}
+            {
+                "name": name,
+                **{count: getattr(queue, count) for count in _COUNTS},
+                "rate": round(queue.rate, 2),
+            }
             for name, queue in found.items()
         ],
         workers=_workers(found),
@@ -113,20 +152,22 @@ def _workers(found: Mapping[str, QueueStatus]) -> list[dict[str, Any]]:
     return list(workers.values())
 
 
-def _show(status: Status, console: Console) -> None:
-    console.print(f"{status.app} on {status.server}", style="bold")
+def render(status: Status, console: Console) -> Group:
+    """The status as it is printed on a console."""
     queues = [list(queue.values()) for queue in status.queues]
-    console.print(make_table(console, "Queues", ("queue", *_COUNTS), queues))
+    parts: list[Text | Table] = [
+        Text(f"{status.app} on {status.server}", style="bold"),
+        make_table(console, "Queues", ("queue", *_COUNTS, "runs/s"), queues),
+    ]
     if status.workers:
         workers = [[_cell(value) for value in worker.values()] for worker in status.workers]
-        console.print()
-        console.print(make_table(console, "Workers", ("worker", *_WORKER), workers))
+        parts += [Text(), make_table(console, "Workers", ("worker", *_WORKER), workers)]
     else:
-        console.print("no worker is running: start one with `conveyor worker`")
+        parts.append(Text("no worker is running: start one with `conveyor worker`"))
     if status.parked:
         parked = [list(task.values()) for task in status.parked]
-        console.print()
-        console.print(make_table(console, "Parked", ("queue", "id", "reason"), parked))
+        parts += [Text(), make_table(console, "Parked", ("queue", "id", "reason"), parked)]
+    return Group(*parts)
 
 
 def _cell(value: Any) -> Any:

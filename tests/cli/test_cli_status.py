@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from contextlib import suppress
 from typing import Any
 
+import pytest
+from servers import wait_until
 from workers import Project, environment
 
 
@@ -25,7 +28,7 @@ def test_before_anything_was_sent(project: Project) -> None:
     assert found["workers"] == found["parked"] == []
     assert found["queues"] == [
         {"name": "default", "scheduled": 0, "queued": 0, "processing": 0, "success": 0}
-        | {"failed": 0, "cancelled": 0, "parked": 0}
+        | {"failed": 0, "cancelled": 0, "parked": 0, "rate": 0.0}
     ]
 
 
@@ -41,6 +44,7 @@ def test_counts_workers_and_what_is_parked(project: Project) -> None:
         plain = project.conveyor("-A", "myapp", "status")
     default, low = found["queues"]
     assert (default.pop("name"), low["name"]) == ("default", "low")
+    assert (default.pop("rate") > 0, low["rate"]) == (True, 0.0)
     assert default == {"scheduled": 1, "queued": 1, "processing": 0, "success": 1} | {
         "failed": 1, "cancelled": 0, "parked": 1}  # fmt: skip
     (one,) = found["workers"]
@@ -57,11 +61,24 @@ def test_plain_columns_in_a_pipe(project: Project) -> None:
     done = project.conveyor("-A", "myapp", "status", COLUMNS="20")
     heading, counts, workers = done.out.splitlines()[1:]
     assert heading.split() == [
-        *("queue", "scheduled", "queued", "processing", "success", "failed", "cancelled", "parked")
+        *("queue", "scheduled", "queued", "processing", "success", "failed", "cancelled", "parked"),
+        "runs/s",
     ]
-    assert counts.split() == ["default", *["0"] * 7]
+    assert counts.split() == ["default", *["0"] * 7, "0.0"]
     assert workers == "no worker is running: start one with `conveyor worker`"
     assert done.out.isascii()
+
+
+@pytest.mark.parametrize(("arguments", "text"), [(["--json"], '"queued": '), ([], "no worker is")])
+def test_it_is_watched_until_it_is_interrupted(
+    project: Project, arguments: list[str], text: str
+) -> None:
+    with project.start("-A", "myapp", "status", "--watch", "0.05", *arguments) as watching:
+        wait_until(lambda: watching.output.count(text) > 2, "shown again and again")
+        project.conveyor("-A", "myapp", "call", "moment")
+        watching.wait_for('"queued": 1' if arguments else "  1  ")
+        watching.signal(signal.SIGINT)
+        assert watching.wait() == 0
 
 
 def test_a_table_on_a_terminal(project: Project) -> None:

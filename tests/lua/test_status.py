@@ -66,3 +66,33 @@ def test_two_queues_of_an_app_never_meet(engine: Engine, worker: Worker) -> None
     other.put("a", args=(1,))
     worker.run("a", "success", b"\x07")
     assert (engine.counts(), other.counts()) == ({"success": 1}, {"queued": 1})
+
+
+def test_the_rate_is_that_of_runs_that_ended_in_the_last_minute(
+    engine: Engine, worker: Worker
+) -> None:
+    engine.advance(10 - engine.now_ms % 10_000 / 1000)  # the beginning of a slice
+    engine.put(*(f"t{number}" for number in range(12)))
+    for number in range(10):
+        worker.run(f"t{number}", "success")
+    (handed_back,) = worker.claim()
+    worker.end(handed_back, "release")
+    assert rate(engine) == 10 / 50
+    engine.advance(5)
+    worker.run(handed_back.id, "success")
+    assert rate(engine) == 11 / 55
+    engine.advance(50)
+    worker.run("t11", "success")
+    assert rate(engine) == 12 / 55
+    engine.advance(5)
+    assert rate(engine) == 1 / 50
+    assert engine.call("HLEN", engine.key("pace")) == 2
+    engine.advance(10)
+    engine.put("last")
+    worker.run("last", "success")
+    assert engine.call("HLEN", engine.key("pace")) == 2
+    assert engine.call("PTTL", engine.key("pace")) > 0
+
+
+def rate(engine: Engine) -> float:
+    return engine.run(commands.status(engine.keys)).rate

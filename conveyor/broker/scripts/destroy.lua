@@ -18,7 +18,7 @@
 local HOLD_MS = 10000
 local REST = {
   'recurring', 'recurring:due', 'recurring:since', 'recurring:lapse', 'recurring:last', 'e',
-  'tombstones', 'gone', 'broken', 'starts', 'k:r', 'k:a', 'k:o', 'm',
+  'tombstones', 'gone', 'broken', 'starts', 'pace', 'k:r', 'k:a', 'k:o', 'm',
 }
 
 -- A worker that was forgotten may have left something; one that is announced is seen to in the end.

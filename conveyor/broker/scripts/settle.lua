@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Ends leases, each with its outcome, and claims new work in the same round trip.
 --
--- USES      record clock event ready finish rerun due mail limit
+-- USES      record clock event ready finish rerun due mail limit pace
 -- KEYS
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves
@@ -68,12 +68,15 @@ local function tell_other_workers(own)
   end
 end
 
+local ended = 0
+
 local function settle(id, token, outcome, bytes, delay)
   local record = load(id)
   if not record or token_of(record) ~= token then return 0 end
   if state_of(record) ~= PROCESSING then return 2 end
   redis.call('ZREM', Q .. 'l', id)
   outcomes[outcome](id, record, bytes, delay)
+  if outcome ~= 'release' and outcome ~= 'park' then ended = ended + 1 end
   return 1
 end
 
@@ -83,6 +86,7 @@ local function settle_all()
     verdicts[#verdicts + 1] = settle(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
   end
   if parked_for then tell_other_workers(parked_for) end
+  if ended > 0 then note_ends(ended) end
   if #verdicts > 0 then trim_to_cap(Q .. 'ok', tonumber(ARGV[5])) end
   return verdicts
 end

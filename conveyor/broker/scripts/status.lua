@@ -1,7 +1,7 @@
 #!lua flags=no-writes
 -- Counts a queue's tasks and lists its live workers and what is parked.
 --
--- USES      record clock
+-- USES      record clock pace
 -- KEYS
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves
@@ -9,7 +9,8 @@
 --   none
 -- RETURNS
 --   {server time in ms, counts (scheduled, queued, processing, success, failed, cancelled, parked),
---   workers (id, what is known, …), parked (id, reason, …: the first 20), memory (field, value, …)}
+--   workers (id, what is known, …), parked (id, reason, …: the first 20), memory (field, value, …),
+--   runs that ended in the last minute, ms of it that are over}
 -- KEEPS
 --   5 bounded (1,000 workers)
 
@@ -37,4 +38,5 @@ for _, id in ipairs(redis.call('ZRANGE', Q .. 'parked', 0, 19)) do
 end
 
 local counts = { size('s'), queued + size('parked'), size('l'), size('ok'), size('failed'), size('cancelled'), size('parked') }
-return { now, counts, workers, parked, redis.call('HGETALL', M) }
+local runs, span = recent_ends()
+return { now, counts, workers, parked, redis.call('HGETALL', M), runs, span }
