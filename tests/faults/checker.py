@@ -44,7 +44,7 @@ PLACES = {
 }
 LISTS = tuple(f"{lane}:{priority}" for lane in "ra" for priority in range(10))
 #: What a queue keeps when all of its tasks are gone: memory, markers, workers and their claims.
-OWN = ("m", "k:", "w", "w:", "c:", "starts")
+OWN = ("m", "k:", "w", "w:", "c:", "starts", "pace")
 
 
 @dataclass(slots=True)

@@ -192,5 +192,5 @@ def test_a_worker_that_says_farewell_leaves_no_key(engine: Engine, worker: Worke
     engine.run(commands.hello(engine.keys, worker.name.hex(), 0, b""))
     left = engine.call("KEYS", engine.key("*"))
     assert sorted(left) == sorted(
-        engine.key(name).encode() for name in ("m", "t:a", "ok", "k:r", "k:o")
+        engine.key(name).encode() for name in ("m", "t:a", "ok", "k:r", "k:o", "pace")
     )
