@@ -11,7 +11,6 @@ the entry stays due, and `catch_up` says what becomes of the moments that were m
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import logging
@@ -248,11 +247,14 @@ def _pack(name: str, call: Call[Any], recurrence: Recurrence) -> NewEntry:
 
 
 def _records(queue: str, listed: list[ListedEntry]) -> list[RecurringRecord]:
-    """Those that can be read; an orchestrator complains of the others."""
+    """Those that can be read; the others, perhaps of a newer version, are logged and left out."""
     records: list[RecurringRecord] = []
     for one in listed:
-        with contextlib.suppress(SerializationError):
+        try:
             records.append(_record(queue, one, Entry.unpack(one.definition)))
+        except SerializationError as error:
+            name = one.name.decode(errors="replace")
+            log.warning("recurring %r on %s is not listed: %s", name, queue, error)
     return records
 
 

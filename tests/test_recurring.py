@@ -91,6 +91,18 @@ def test_an_entry_is_added_listed_and_removed(app: Conveyor, calls: Sync | Async
     assert calls.list() == []
 
 
+def test_an_entry_that_cannot_be_read_is_logged_and_left_out(
+    app: Conveyor, calls: Sync | Async, caplog: pytest.LogCaptureFixture
+) -> None:
+    call = app.task(name="report")(report).call("sales")
+    for name in ("damaged", "sound"):
+        calls.add(name, call, every=3600)
+    prefix = app.client.broker.keys("default").prefix
+    app.client.broker.execute(("HSET", f"{prefix}recurring", "damaged", b"\xc1"))
+    assert [record.name for record in calls.list()] == ["sound"]
+    assert "recurring 'damaged' on default is not listed" in caplog.text
+
+
 def test_every_counts_from_a_fixed_moment(app: Conveyor, calls: Sync | Async) -> None:
     calls.add("often", app.task(report).call(), every=timedelta(hours=1), overlap="skip")
     (record,) = calls.list()
