@@ -54,8 +54,13 @@ class Parent:
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[Parent, Loans]]:
-    near, far = make_pair()
+def pair() -> tuple[socket.socket, socket.socket]:
+    return make_pair()
+
+
+@pytest.fixture
+def ends(pair: tuple[socket.socket, socket.socket]) -> Iterator[tuple[Parent, Loans]]:
+    near, far = pair
     with near, far:
         yield Parent(near), Loans(far, lambda _on: None)
         near.close()
@@ -236,10 +241,11 @@ def test_a_coroutine_whose_loop_was_closed_harms_nobody(ends: tuple[Parent, Loan
     waiting.get_coro().close()  # type: ignore[union-attr]
 
 
-def test_a_stop_amid_a_message_loses_nothing_of_it() -> None:
-    near, far = make_pair()
-    parent, loans = Parent(near), Loans(far, lambda _on: None)
-    loans.listen()
+def test_a_stop_amid_a_message_loses_nothing_of_it(
+    pair: tuple[socket.socket, socket.socket], ends: tuple[Parent, Loans]
+) -> None:
+    _, far = pair
+    parent, loans = ends
 
     def stop(_number: int, _frame: object) -> None:
         raise TaskTimeout
@@ -253,19 +259,19 @@ def test_a_stop_amid_a_message_loses_nothing_of_it() -> None:
         while True:
             send_pauses(far, [(1, TOOK)])
     far.setblocking(True)
+    loans.listen()  # only now: its thread would not wait on a socket that does not block
     before = signal.signal(signal.SIGUSR2, stop)
     thread = threading.Thread(target=send_stop)
-    with near, far:
-        try:
-            thread.start()
-            with pytest.raises(TaskTimeout), loans.blocked(7, Future()):
-                pass
-        finally:
-            thread.join(SOON)
-            signal.signal(signal.SIGUSR2, before)
-        assert set(parent.heard()) == {(1, TOOK)}
-        loans.end(7)
-        assert parent.heard() == [(7, WAITS)]
+    try:
+        thread.start()
+        with pytest.raises(TaskTimeout), loans.blocked(7, Future()):
+            pass
+    finally:
+        thread.join(SOON)
+        signal.signal(signal.SIGUSR2, before)
+    assert set(parent.heard()) == {(1, TOOK)}
+    loans.end(7)
+    assert parent.heard() == [(7, WAITS)]
 
 
 def test_no_time_is_taken_twice_for_waited(ends: tuple[Parent, Loans]) -> None:
