@@ -261,6 +261,14 @@ def outline_of(record: bytes) -> Payload:
     return Payload(name, options, b"")
 
 
+def result_of(record: bytes) -> bytes | None:
+    """The encoded result of a task that succeeded, or None: it has not."""
+    _, _, state, *_, name_length, payload_length = HEADER.unpack_from(record)
+    if _STATES[state] is not TaskStatus.SUCCESS:
+        return None
+    return record[HEADER.size + name_length + payload_length :]
+
+
 def pack_error(kind: str, message: str, traceback: str = "") -> bytes:
     """How an error travels: as text, never as a class to rebuild."""
     return pack([kind, message, traceback])
@@ -305,7 +313,7 @@ def decode_task(
     (
         _, priority, state, _, queued, _, nonce, started, ended, due, created, expires,
         error_retries, stall_retries, interruptions, retry_limit, error_limit, stall_limit,
-        stall_ms, acknowledgement_ms, _, _, name_length, payload_length,
+        stall_ms, acknowledgement_ms, _, _, _, _,
     ) = HEADER.unpack_from(record)  # fmt: skip
     payload = payload_of(record) if reveal else outline_of(record)
     options = Options.unpack(payload.options)
@@ -314,8 +322,8 @@ def decode_task(
     attempts = _attempts(extras)
     error = read_error(extras.get(b"e")) if status is not TaskStatus.SUCCESS else (None, None)
     result = None
-    if status is TaskStatus.SUCCESS:
-        encoded = record[HEADER.size + name_length + payload_length :]
+    encoded = result_of(record)
+    if encoded is not None:
         result = codec.decode(encoded) if reveal else REDACTED
         run = Attempt(_moment(started), _moment(ended), nonce[:4].hex(), "success", None, None)
         attempts = (*attempts, run)[-10:]

@@ -24,7 +24,7 @@ from conveyor.errors import (
     WaitTimeout,
 )
 from conveyor.moments import to_ms
-from conveyor.records import TaskRecord, TaskStatus
+from conveyor.records import TaskRecord, TaskStatus, result_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from conveyor.client import Client
     from conveyor.moments import Duration
 
+T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
 
 
@@ -90,8 +91,8 @@ class TaskResult(Generic[R_co]):
         """Waits like `wait()`, without blocking the event loop."""
         return self._await_end().__await__()
 
-    def _ended(self, timeout: Duration | None) -> TaskRecord:
-        """The record of the task, once it has ended."""
+    def _ended(self, timeout: Duration | None) -> Snapshot:
+        """The task, once it has ended."""
         ms = None if timeout is None else to_ms(timeout, "timeout")
         deadline = math.inf if ms is None else time.monotonic() + ms / 1000
         outcomes = self._client.outcomes
@@ -105,7 +106,7 @@ class TaskResult(Generic[R_co]):
             ended = self._read_late(timeout)
         finally:
             outcomes.forget(self.queue, self.id, future)
-        return self._record(ended)
+        return self._found(ended)
 
     @property
     def status(self) -> TaskStatus:
@@ -176,7 +177,7 @@ class TaskResult(Generic[R_co]):
     async def _await_end(self) -> R_co:
         return self._value(await self._aended())
 
-    async def _aended(self, timeout: Duration | None = None) -> TaskRecord:  # noqa: ASYNC109
+    async def _aended(self, timeout: Duration | None = None) -> Snapshot:  # noqa: ASYNC109
         ms = None if timeout is None else to_ms(timeout, "timeout")
         outcomes = self._client.outcomes
         future = outcomes.expect(self.queue, self.id)
@@ -189,16 +190,16 @@ class TaskResult(Generic[R_co]):
             ended = await asyncio.to_thread(self._read_late, timeout)
         finally:
             outcomes.forget(self.queue, self.id, future)
-        return self._record(ended)
+        return self._found(ended)
 
-    def _record(self, ended: Snapshot | None) -> TaskRecord:
-        if ended is None:
-            raise TaskNotFound(self._missing())
+    def _record(self, ended: Snapshot) -> TaskRecord:
         return self._client.decode(self.queue, self.id, ended)
 
-    def _value(self, record: TaskRecord) -> R_co:
-        if record.status is TaskStatus.SUCCESS:
-            return cast("R_co", record.result)
+    def _value(self, ended: Snapshot) -> R_co:
+        encoded = result_of(ended.record)
+        if encoded is not None:
+            return cast("R_co", self._client.codec.decode(encoded))
+        record = self._record(ended)
         if record.status is TaskStatus.CANCELLED:
             raise TaskCancelled(f"{record.name}[{self.id}] was cancelled")
         raise TaskFailed(f"{record.name}[{self.id}] failed: {record.error}", record)
@@ -219,10 +220,10 @@ class TaskResult(Generic[R_co]):
             text += f"; {error}"
         raise WaitTimeout(text) from None
 
-    def _found(self, record: TaskRecord | None) -> TaskRecord:
-        if record is None:
+    def _found(self, what: T | None) -> T:
+        if what is None:
             raise TaskNotFound(self._missing())
-        return record
+        return what
 
     def _cancelled(self, answer: int) -> bool:
         if answer < 0:
@@ -238,7 +239,7 @@ class TaskResult(Generic[R_co]):
 
 def wait_for_record(result: TaskResult[Any], timeout: Duration | None) -> TaskRecord:
     """Waits like `TaskResult.wait`, and returns the record however the task ended."""
-    return result._ended(timeout)  # pyright: ignore[reportPrivateUsage]
+    return result._record(result._ended(timeout))  # pyright: ignore[reportPrivateUsage]
 
 
 async def await_record(
@@ -246,4 +247,4 @@ async def await_record(
     timeout: Duration | None,  # noqa: ASYNC109
 ) -> TaskRecord:
     """The async twin of `wait_for_record`."""
-    return await result._aended(timeout)  # pyright: ignore[reportPrivateUsage]
+    return result._record(await result._aended(timeout))  # pyright: ignore[reportPrivateUsage]
