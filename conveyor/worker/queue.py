@@ -161,7 +161,8 @@ class Bell:
 
     It blocks on the markers of lanes that want work and are known to be empty; while the worker is
     claiming anyway it stays quiet, and when a lane comes to want work it is called back to listen
-    to that as well.
+    to that as well. A worker that holds nothing listens for all that it wants: what has woken it is
+    mostly all there is, and then this call is not in the way once the task runs.
 
     Args:
         queues: Those it can hear: all of them, or one on a cluster.
@@ -204,7 +205,7 @@ class Bell:
         self._keys = ()
         link.send_first(("CLIENT", "ID"), self._learn)
 
-    def listen(self, wanted: dict[str, bool], now: float) -> None:
+    def listen(self, wanted: dict[str, bool], now: float, *, holds_nothing: bool) -> None:
         """Listens for what is wanted now: lanes that have room."""
         keys = [queue.mailbox for queue in self._queues]
         if self._beat:
@@ -212,7 +213,7 @@ class Bell:
         claiming = False
         for lane, want in wanted.items():
             for queue in self._queues:
-                if want and queue.has_work[lane]:
+                if want and queue.has_work[lane] and not holds_nothing:
                     claiming = True
                 elif want:
                     keys.append(queue.keys.marker(lane))

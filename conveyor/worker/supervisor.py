@@ -84,6 +84,8 @@ class Supervisor:
         self._broker = client.broker
         self._definitions = {name.encode(): task.definition for name, task in tasks.items()}
         self._lanes = {n: ASYNC if d.is_async else SYNC for n, d in self._definitions.items()}
+        coroutines = plan.coroutines if ASYNC in self._lanes.values() else 0
+        self._widths = {SYNC: plan.threads, ASYNC: coroutines}
         self._queues = [
             WorkerQueue(index, self._broker.keys(name), self.id.hex())
             for index, name in enumerate(plan.queues)
@@ -120,9 +122,14 @@ class Supervisor:
         self._pool.fill(time.monotonic())
         self.forked.set()
         self._teller.started()
+        due = time.monotonic()
         while not self._finished():
-            self._turn()
-            for key, _ in self.selector.select(self._pause()):
+            now = time.monotonic()
+            if now >= due:
+                self._look_after(now)
+            self._pump(now)
+            due = self._next_due()
+            for key, _ in self.selector.select(max(0.0, due - time.monotonic())):
                 key.data()
         self._close()
 
@@ -162,8 +169,8 @@ class Supervisor:
 
     def _make_pool(self, client: Client) -> Pool:
         plan = self.plan
-        coroutines = plan.coroutines if ASYNC in self._lanes.values() else 0
-        work = Work(self._definitions, client, plan.queues, plan.threads, coroutines)
+        widths = self._widths
+        work = Work(self._definitions, client, plan.queues, widths[SYNC], widths[ASYNC])
         return Pool(
             work,
             plan.concurrency,
@@ -184,8 +191,8 @@ class Supervisor:
             answered = functools.partial(self._teller.answered, queue.keys.queue)
             self._announcer.greet(queue, link, answered)
 
-    def _turn(self) -> None:
-        now = time.monotonic()
+    def _look_after(self, now: float) -> None:
+        """Does what is due; between two such moments a turn of the loop only passes things on."""
         self._lines.tick(now)
         self._pool.fill(now)
         if now >= self._next_tick:
@@ -196,12 +203,8 @@ class Supervisor:
             for queue in self._queues:
                 queue.clock.run(queue.link, now)
         self._renew(now)
-        self._pump(now)
-        if self._teller.idle:
-            expecting = self._expects_work() and not self.paused
-            self._teller.look(len(self._held.leases), expecting, now)
 
-    def _pause(self) -> float | None:
+    def _next_due(self) -> float:
         moments = self._lines.deadlines()
         moments += [queue.rest_ends() for queue in self._queues]
         if self.plan.beat:
@@ -215,8 +218,7 @@ class Supervisor:
         ]
         if len(self._held.leases) or self.stopping:
             moments.append(self._next_tick)
-        nearest = min(moment for moment in moments if moment is not None)
-        return max(0.0, nearest - time.monotonic())
+        return min(moment for moment in moments if moment is not None)
 
     def _finished(self) -> bool:
         settled = not len(self._held.leases) and not any(queue.pending for queue in self._queues)
@@ -298,7 +300,10 @@ class Supervisor:
                 self._exchange(link, wants)
         listening = {lane: want > 0 or self._claiming[lane] > 0 for lane, want in wants.items()}
         for bell in self._lines.bells:
-            bell.listen(listening, now)
+            bell.listen(listening, now, holds_nothing=not len(self._held.leases))
+        if self._teller.idle:
+            expecting = self._expects_work() and not self.paused
+            self._teller.look(len(self._held.leases), expecting, now)
 
     def _release_waiting(self) -> None:
         """Gives back what waits; once a claim that is under way has come in, to keep the order."""
@@ -319,12 +324,12 @@ class Supervisor:
         held = self._held.bytes - self._pool.lending.bytes
         if self.stopping or self.paused or held > HELD_BYTES:
             return 0
+        width = self._widths[lane]
+        if not width:
+            return SWEEP - self._claiming[lane]
         room = self._pool.room(lane)
         if room is None:
             return 0
-        width = self.plan.threads if lane == SYNC else self._async_width()
-        if not width:
-            return SWEEP - self._claiming[lane]
         slots = self.plan.concurrency * (width if lane == SYNC else 1)
         ahead = ahead and not self._pool.lending.hurries
         more = self._windows[lane].ahead(slots) if ahead else 0
@@ -332,9 +337,6 @@ class Supervisor:
         if len(self._lines.calls) > 1:
             coming -= unheard(self._queues, lane, time.monotonic())
         return max(0, min(BATCH, room + more - coming))
-
-    def _async_width(self) -> int:
-        return self.plan.coroutines if ASYNC in self._lanes.values() else 0
 
     def _exchange(self, link: Link, wants: dict[str, int]) -> None:
         queues = [queue for queue in self._queues if queue.link is link]

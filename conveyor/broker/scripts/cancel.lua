@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Cancels a task: at once when it is not running, else by asking its worker to stop it.
 --
--- USES      record clock event ready finish rerun due mail
+-- USES      record clock event ready finish mail
 -- KEYS
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves

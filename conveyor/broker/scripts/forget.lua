@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Removes a recurring entry; its tasks stay.
 --
--- USES      record clock event ready finish rerun due
+-- USES      record recurring
 -- KEYS
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves

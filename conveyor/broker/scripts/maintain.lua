@@ -2,7 +2,7 @@
 -- Moves everything that has come due, and says when the next thing will, and which recurring entries
 -- are to be fired; reminds workers of what is ready.
 --
--- USES      record clock event ready finish rerun due
+-- USES      record clock event ready finish rerun due recurring
 -- KEYS
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves
@@ -14,6 +14,49 @@
 -- KEEPS
 --   1 one place per id, 4 server time, 5 bounded (so many ids and 1 MiB of each kind), 9 unusable
 --   records set aside, 10 any number of orchestrators may call it at once
+
+local function give_up_one(id)
+  local record, reason = load(id)
+  if not record then return set_aside(id, reason) end
+  if state_of(record) ~= PARKED then return set_aside(id, 'listed as parked but is not') end
+  redis.call('ZREM', Q .. 'e', id)
+  fail(id, record, pack_error('UnknownTask', 'no worker knows a task named ' .. name_of(record)))
+end
+
+-- The sets of each moment. What is due in one leads to sets further on only, so one pass sees all.
+-- What recurs stays where it is until an orchestrator fires it: Lua cannot tell when it is due next.
+local SETS = {
+  due = { 'l', 'e', 's', 'recurring:due' },
+  kept = { 'parked', 'ok', 'failed', 'cancelled', 'recurring:lapse' },
+}
+local MOVES = {
+  l = reap_one, e = expire_one, s = promote_one, parked = give_up_one,
+  ok = forget, failed = forget, cancelled = forget,
+  ['recurring:lapse'] = forget_recurring,
+}
+
+local function head_of(set)
+  local head = redis.call('ZRANGE', Q .. set, 0, 0, 'WITHSCORES')
+  return tonumber(head[2]) or math.huge
+end
+
+-- Moves up to `limit` of each set of a kind that is due, and keeps when the next is.
+local function move_kind(kind, limit)
+  if moments[kind] and moments[kind] > now then return 0 end
+  local moved, first = 0, math.huge
+  for _, set in ipairs(SETS[kind]) do
+    local score = head_of(set)
+    if score <= now and MOVES[set] then
+      moved = moved + move_due(set, limit, MOVES[set])
+      score = head_of(set)
+    end
+    first = math.min(first, score)
+  end
+  if first < math.huge then redis.call('HSET', M, kind, first)
+  elseif moments[kind] then redis.call('HDEL', M, kind) end
+  moments[kind] = first
+  return moved
+end
 
 local function due_entries()
   local due = redis.call('ZRANGEBYSCORE', Q .. 'recurring:due', '-inf', now, 'WITHSCORES', 'LIMIT', 0, 20)
@@ -34,7 +77,8 @@ local function due_entries()
 end
 
 local was_due = moments.due or 0
-local moved = move_everything(tonumber(ARGV[1]))
+local limit = tonumber(ARGV[1])
+local moved = move_kind('due', limit) + move_kind('kept', limit)
 if moved > 0 then remember_time() end
 if was_due <= now then touch_lanes() end
 wake_workers(keep_moment)

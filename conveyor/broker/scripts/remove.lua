@@ -2,7 +2,7 @@
 -- Removes a task, whatever its state; the worker of a running one is asked to stop it, and the
 -- outcome of that run will be refused.
 --
--- USES      record clock event ready finish rerun due mail
+-- USES      record clock event ready finish mail
 -- KEYS
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves

@@ -181,8 +181,14 @@ end
 
 local limited = points and 1 or 0
 
+-- Without an orchestrator only a claim moves what has come due.
+local function move_some()
+  local moved = move_due('s', 20, promote_one) + move_due('l', 20, reap_one) + move_due('e', 20, expire_one)
+  if moved > 0 then wake_orchestrator('due', now) end
+end
+
 local function claim(sync, async)
-  if promote(20) + reap(20) + expire(20) > 0 then wake_orchestrator('due', now) end
+  move_some()
   local left = ''
   local asks = { { 'r', sync }, { 'a', async } }
   -- Neither lane always takes what the rate limit allows. The ms is as good as a coin; the number of

@@ -1,7 +1,7 @@
 -- Ready lists: one per lane (r: sync or unknown, a: async) and priority, with a marker per lane
 -- that idle workers block on.
 -- Needs: record, clock.
--- Gives: bury, drop, push_head, push_tail, touch_lanes, wake_workers.
+-- Gives: bury, drop, leave_place, push_head, push_tail, touch_lanes, wake_workers.
 
 local REMIND_MS = 10000
 
@@ -48,6 +48,12 @@ end
 local function bury(id)
   redis.call('HINCRBY', Q .. 'tombstones', id, 1)
   redis.call('HINCRBY', M, 'tombstones', 1)
+end
+
+-- Takes a task that is not running out of where it waits.
+local function leave_place(id, state)
+  if state == QUEUED then bury(id) elseif state == SCHEDULED then redis.call('ZREM', Q .. 's', id)
+  elseif state == PARKED then redis.call('ZREM', Q .. 'parked', id) end
 end
 
 -- Accounts for a list entry that was dropped: a tombstone, or an id that never should have been there.
