@@ -191,6 +191,22 @@ def test_beside_a_record(engine: Engine, worker: Worker, outcome: str) -> None:
     assert engine.places("b") == ["ok"]
 
 
+@pytest.mark.parametrize("kind", ["no hash", "no count", "no slice"])
+def test_where_the_pace_is_kept(engine: Engine, worker: Worker, kind: str) -> None:
+    """It is only shown, so no task depends on it."""
+    key = engine.key("pace")
+    slice_now = str(engine.now_ms // 10_000)
+    if kind == "no hash":
+        engine.call("SET", key, "foreign")
+    else:
+        engine.call("HSET", key, slice_now if kind == "no count" else "foreign", "foreign")
+    assert engine.run(commands.status(engine.keys)).rate == 0
+    engine.put("a")
+    worker.run("a", "success", b"\x07")
+    assert engine.places("a") == ["ok"]
+    assert engine.run(commands.status(engine.keys)).rate > 0
+
+
 @pytest.mark.parametrize("end", ["expire", "stall", "cancel", "give up"])
 def test_beside_a_record_that_no_worker_ends(engine: Engine, worker: Worker, end: str) -> None:
     engine.put("a", expires="+1000", stall_ms=1000, stall_retry_limit=0)
