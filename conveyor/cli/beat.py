@@ -52,6 +52,7 @@ def run(options: argparse.Namespace) -> Exit:
     orchestrator = Orchestrator(app, queues)
 
     def stop(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # one more must not break off the end
         orchestrator.stop()
 
     signal.signal(signal.SIGINT, stop)

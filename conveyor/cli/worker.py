@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,6 +106,9 @@ def run(options: argparse.Namespace) -> int:
         print(_banner(app, worker.plan), file=sys.stderr, flush=True)
     else:
         log.info("worker of %s on %s", app.name, app.client.broker.server.address)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # The worker takes them over, and gives back this: one more must not break off its end.
+        signal.signal(number, signal.SIG_IGN)
     with app:
         worker.run()
     return Exit.FAILED if worker.killed else Exit.DONE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,6 +37,16 @@ def test_warm_shutdown_finishes_what_runs(lab: Lab, task: str, number: signal.Si
 def test_idle_worker_ends_at_once(lab: Lab) -> None:
     with lab.worker("-c", "2") as worker:
         assert worker.stop() == 0
+    assert not lab.status().workers
+
+
+def test_impatient_signals_do_not_break_off_the_end_of_a_worker(lab: Lab) -> None:
+    with lab.worker("-c", "1") as worker:
+        while worker.alive:
+            worker.signal(signal.SIGINT)
+            time.sleep(0.001)
+        assert worker.wait() in (0, 1)
+        assert "Traceback" not in worker.output
     assert not lab.status().workers
 
 
