@@ -1,10 +1,12 @@
 """A connection for an event loop: one call at a time, replies read when they are readable.
 
-Where `Broker` waits for each reply, a `Link` returns at once and calls back. A call whose reply is
-lost is sent again on the next connection, so whoever uses a link sends only what may be repeated.
-While the server is unreachable calls wait, and connecting is tried again with growing pauses: said
-once, resumed by itself, nothing lost. The same while a cluster moves the queue's slot to another
-node: the old one refuses whole scripts until it has, and connecting anew finds the new one.
+Where `Broker` waits for each reply, a `Link` returns at once and calls back. On a link that blocks
+calls are sent behind one another: the server does each as soon as the one before has ended. A call
+whose reply is lost is sent again on the next connection, so whoever uses a link sends only what may
+be repeated. While the server is unreachable calls wait, and connecting is tried again with growing
+pauses: said once, resumed by itself, nothing lost. The same while a cluster moves the queue's slot
+to another node: the old one refuses whole scripts until it has, and connecting anew finds the new
+one.
 """
 
 from __future__ import annotations
@@ -85,7 +87,7 @@ class Link:
         self._watched: socket.socket | None = None
         self._attempt: Attempt[_Held] | None = None
         self._waiting: deque[tuple[Request, Callable[[Any], None]]] = deque()
-        self._current: tuple[Request, Callable[[Any], None]] | None = None
+        self._sent: deque[tuple[Request, Callable[[Any], None]]] = deque()
         self._sent_at = 0.0
         self._pause = _FIRST_PAUSE
         self._retry_at = 0.0
@@ -95,7 +97,7 @@ class Link:
     @property
     def idle(self) -> bool:
         """Whether a call sent now would go out at once."""
-        return self._current is None and not self._waiting and self._connection is not None
+        return not self._sent and not self._waiting and self._connection is not None
 
     @property
     def connected(self) -> bool:
@@ -104,7 +106,7 @@ class Link:
 
     def is_prompt(self, now: float) -> bool:
         """Whether the server can be reached, and owes no reply that it should have given by now."""
-        late = self._current is not None and now > self._sent_at + _LATE
+        late = bool(self._sent) and now > self._sent_at + _LATE
         return self._connection is not None and not late
 
     def send(self, request: Request, callback: Callable[[Any], None]) -> None:
@@ -120,14 +122,14 @@ class Link:
         """When `tick` has something to do next, on the monotonic clock."""
         if self._connection is None:
             return self._retry_at if self._attempt is None else None
-        return None if self._current is None else self._sent_at + self._patience
+        return self._sent_at + self._patience if self._sent else None
 
     def tick(self, now: float) -> None:
         """Connects when it is time to, and gives up on a connection that went silent."""
         if self._connection is None:
             if now >= self._retry_at and self._attempt is None:
                 self._connect()
-        elif self._current is not None and now >= self._sent_at + self._patience:
+        elif self._sent and now >= self._sent_at + self._patience:
             self._lose(redis.TimeoutError(f"no reply within {self._patience:.0f} s"))
 
     def renew(self) -> None:
@@ -138,7 +140,7 @@ class Link:
     def close(self) -> None:
         """Closes the connection; nothing more is sent."""
         self._waiting.clear()
-        self._current = None
+        self._sent.clear()
         if self._attempt is not None:
             self._attempt.abandon(lambda held: held[1]())
             self._attempt = None
@@ -182,27 +184,29 @@ class Link:
             self._say(logging.INFO, "%s is back", self._server.address)
         self._lost = False
         self._use_source = False
-        self._recover_current()
+        self._recover_sent()
         self._on_connect(self)
         self._send_next()
 
-    def _recover_current(self) -> None:
+    def _recover_sent(self) -> None:
         """A call whose reply was lost is sent again; whoever listens does so anew."""
-        current, self._current = self._current, None
         if self._blocking:
             self._waiting.clear()
-        elif current is not None:
-            self._waiting.appendleft(current)
+        else:
+            self._waiting.extendleft(reversed(self._sent))
+        self._sent.clear()
 
     def _send_next(self) -> None:
-        if self._current is not None or not self._waiting or self._connection is None:
-            return
-        self._current = self._waiting.popleft()
-        request = self._current[0]
+        while self._waiting and self._connection is not None and (self._blocking or not self._sent):
+            self._send(*self._waiting.popleft())
+
+    def _send(self, request: Request, callback: Callable[[Any], None]) -> None:
+        if not self._sent:
+            self._sent_at = time.monotonic()
+        self._sent.append((request, callback))
         if isinstance(request, Command):
             request = (script_source if self._use_source else script_call)(request)
         self._use_source = False
-        self._sent_at = time.monotonic()
         if self._connection._sock is not self._socket:
             self._lose(redis.ConnectionError("closed by its owner"))
             return
@@ -216,6 +220,11 @@ class Link:
     def _on_readable(self) -> None:
         if self._connection is None:
             return  # lost in this very turn of the loop, after the selector had named it
+        self._read_reply()
+        while self._blocking and self._sent and self._has_more():
+            self._read_reply()
+
+    def _read_reply(self) -> None:
         if self._connection._sock is not self._socket:
             self._lose(redis.ConnectionError("closed by its owner"))
             return
@@ -235,23 +244,31 @@ class Link:
             log.error("%s failed in %s: %s", self._server.address, self._what(), error)
             reply = None
         self._pause = _FIRST_PAUSE
-        current, self._current = self._current, None
-        if current is not None:
-            request, callback = current
+        self._sent_at = time.monotonic()
+        if self._sent:
+            request, callback = self._sent.popleft()
             if reply is not None and isinstance(request, Command):
                 reply = request.parse(reply)
             callback(reply)
         self._send_next()
 
+    def _has_more(self) -> bool:
+        """Whether the next reply has come with the last: then the selector says nothing of it."""
+        if self._connection is None:
+            return False
+        try:
+            return bool(self._connection.can_read(0))
+        except (*TRANSIENT, *CLOSED, OSError) as error:
+            self._lose(error)
+            return False
+
     def _again(self, *, use_source: bool) -> None:
-        assert self._current is not None
-        self._waiting.appendleft(self._current)
-        self._current = None
+        self._waiting.appendleft(self._sent.popleft())
         self._use_source = use_source
         self._send_next()
 
     def _what(self) -> str:
-        request = self._current[0] if self._current else None
+        request = self._sent[0][0] if self._sent else None
         return request.script.name if isinstance(request, Command) else str(request and request[0])
 
     def _lose(self, error: Exception) -> None:

@@ -9,7 +9,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from conveyor.broker.link import Link
-from conveyor.worker.queue import Bell
+from conveyor.worker.bell import Bell
 
 if TYPE_CHECKING:
     import selectors
@@ -76,6 +76,10 @@ class Lines:
     def deadlines(self) -> list[float | None]:
         """When each has to be ticked next."""
         return [link.deadline() for link in self._all()]
+
+    def lost_claims(self) -> int:
+        """How many claims stand behind bells that are lost: their answers may not come."""
+        return sum(bell.stands and not bell.link.connected for bell in self.bells)
 
     def descriptors(self) -> list[int]:
         """Those of the open sockets, which children close."""

@@ -21,17 +21,18 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from conveyor.broker import commands
-from conveyor.broker.commands import BATCH, PARKED_MAIL, TOKEN, Settled, Verdict
+from conveyor.broker.commands import BATCH, PARKED_MAIL, TOKEN, Verdict
 from conveyor.worker.announcement import Announcer, ignore_answer
 from conveyor.worker.child import Work
 from conveyor.worker.choice import Choice
 from conveyor.worker.deaths import settle_death
+from conveyor.worker.exchanges import Exchange, Exchanges
 from conveyor.worker.frames import Outcome, OutcomeFrame
 from conveyor.worker.holdings import Holdings
 from conveyor.worker.job import ASYNC, SYNC, Job
 from conveyor.worker.lines import Lines
 from conveyor.worker.pool import SHORT_RUN, Death, Pool
-from conveyor.worker.queue import Exchange, WorkerQueue, unheard
+from conveyor.worker.queue import WorkerQueue, unheard
 from conveyor.worker.reports import report_death, report_outcome, report_refused
 from conveyor.worker.runner import CANCELLED, TIMED_OUT
 from conveyor.worker.window import Window
@@ -39,6 +40,7 @@ from conveyor.worker.window import Window
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from conveyor.broker.commands import Settled
     from conveyor.broker.link import Link
     from conveyor.client import Client
     from conveyor.task import BaseTask
@@ -93,9 +95,8 @@ class Supervisor:
         self._announcer = Announcer(self._broker, self.id.hex(), plan, tasks)
         self._held = Holdings(self._queues, self._lanes)
         self._windows = {lane: Window(time.monotonic()) for lane in (SYNC, ASYNC)}
-        self._claiming = {SYNC: 0, ASYNC: 0}
-        self._exchanges = 0
         self._choice = Choice(plan.weights)
+        self._exchanges = Exchanges(self.id, self._settings, self._choice)
         self._next_tick = 0.0
         self._stop_by: float | None = None
         self._killing = False
@@ -225,10 +226,11 @@ class Supervisor:
         if self.stopping:
             assert self._stop_by is not None
             out_of_time = time.monotonic() > self._stop_by + LAST_WORDS
-            return (settled and not self._exchanges and not self._pool.children) or (
+            owed = self._exchanges.count - self._lines.lost_claims()
+            return (settled and not owed and not self._pool.children) or (
                 out_of_time and self._killing
             )
-        if self.plan.burst and settled and not self._expects_work() and not self._exchanges:
+        if self.plan.burst and settled and not self._expects_work() and not self._exchanges.count:
             self.shut_down()
         return False
 
@@ -294,20 +296,34 @@ class Supervisor:
             self._hand_out(lane)
         if self._pool.lending.hurries:
             self._release_waiting()  # what is hurried comes before it
-        wants = {lane: self._wanted(lane) for lane in self._held.waiting}
+        claiming = self._exchanges.claiming
+        standing = any(bell.stands for bell in self._lines.bells)
+        wants = {lane: 0 if standing else self._wanted(lane) for lane in self._held.waiting}
         for link in self._lines.calls:
             if link.idle:
                 self._exchange(link, wants)
-        listening = {lane: want > 0 or self._claiming[lane] > 0 for lane, want in wants.items()}
+        listening = {lane: want > 0 or claiming[lane] > 0 for lane, want in wants.items()}
+        holds_nothing = not len(self._held.leases)
         for bell in self._lines.bells:
-            bell.listen(listening, now, holds_nothing=not len(self._held.leases))
+            bell.listen(listening, now, holds_nothing=holds_nothing)
+        if standing and (self.stopping or self.paused):
+            self._lines.bells[0].call_back()
+        elif holds_nothing and len(self._queues) == 1 and all(wants.values()):
+            self._claim_ahead(wants, now)
         if self._teller.idle:
             expecting = self._expects_work() and not self.paused
             self._teller.look(len(self._held.leases), expecting, now)
 
+    def _claim_ahead(self, wants: dict[str, int], now: float) -> None:
+        """Has a claim stand behind the bell, unless the only queue is known to have more to do."""
+        (queue,), (bell,) = self._queues, self._lines.bells
+        busy = self._exchanges.count or queue.has_any_work() or queue.limited
+        if bell.may_stand(now) and not busy and not self.plan.burst:
+            bell.stand(*self._exchanges.begin(queue, [], dict(wants), self._on_settled))
+
     def _release_waiting(self) -> None:
         """Gives back what waits; once a claim that is under way has come in, to keep the order."""
-        for lane, under_way in self._claiming.items():
+        for lane, under_way in self._exchanges.claiming.items():
             if not under_way:
                 self._held.release(lane)
 
@@ -324,16 +340,16 @@ class Supervisor:
         held = self._held.bytes - self._pool.lending.bytes
         if self.stopping or self.paused or held > HELD_BYTES:
             return 0
-        width = self._widths[lane]
+        width, claiming = self._widths[lane], self._exchanges.claiming[lane]
         if not width:
-            return SWEEP - self._claiming[lane]
+            return SWEEP - claiming
         room = self._pool.room(lane)
         if room is None:
             return 0
         slots = self.plan.concurrency * (width if lane == SYNC else 1)
         ahead = ahead and not self._pool.lending.hurries
         more = self._windows[lane].ahead(slots) if ahead else 0
-        coming = len(self._held.waiting[lane]) - self._pool.suspects[lane] + self._claiming[lane]
+        coming = len(self._held.waiting[lane]) - self._pool.suspects[lane] + claiming
         if len(self._lines.calls) > 1:
             coming -= unheard(self._queues, lane, time.monotonic())
         return max(0, min(BATCH, room + more - coming))
@@ -358,29 +374,15 @@ class Supervisor:
             # What is claimed counts as started: it must not wait here.
             asked = {n: min(want, self._wanted(n, ahead=False)) for n, want in asked.items()}
         batch = queue.take_batch()
-        if not batch and not any(asked.values()):
-            return
-        queue.calls += 1
-        queue.asked = asked
-        self._exchanges += 1
-        for lane, want in asked.items():
-            self._claiming[lane] += want
-            wants[lane] -= want
-            if want:
-                self._choice.claim(lane, queue, want)
-        exchange = Exchange(queue, batch, asked, time.monotonic(), queue.rings)
-        command = exchange.command(self.id, self._settings)
-        link.send(command, functools.partial(self._on_settled, exchange))
+        if batch or any(asked.values()):
+            link.send(*self._exchanges.begin(queue, batch, asked, self._on_settled))
+            for lane, want in asked.items():
+                wants[lane] -= want
 
     def _on_settled(self, exchange: Exchange, answer: Settled | None) -> None:
-        queue = exchange.queue
-        queue.asked = {}
-        self._exchanges -= 1
-        for lane, want in exchange.asked.items():
-            self._claiming[lane] -= want
-            self._choice.missed(lane, queue, want)
+        self._exchanges.end(exchange)
         if answer is None:
-            queue.take_failure(exchange.batch, time.monotonic())
+            exchange.queue.take_failure(exchange.batch, time.monotonic())
         else:
             self._take_answer(exchange, answer)
         if self.stopping or self.paused:

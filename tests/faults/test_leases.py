@@ -12,6 +12,7 @@ from servers import Proxy, Server, wait_until
 
 from conveyor import Conveyor, TaskStatus
 from conveyor.broker.scripts import load_script
+from conveyor.worker.bell import STAND
 
 from . import tasks
 from .lab import SOON, Lab
@@ -121,6 +122,25 @@ def test_14_claim_whose_reply_is_lost_is_run(lab: Lab, server: Server, task: str
     # The repeated call has the same lease: nothing was claimed twice, and nothing stalled.
     assert result.task().stall_retries == 0
     assert lab.history.count("start", task_id=result.id) == 1
+
+
+@pytest.mark.parametrize("task", ["effect", "aeffect"])
+def test_14_claim_behind_the_bell_whose_reply_is_lost_is_run(
+    lab: Lab, server: Server, task: str
+) -> None:
+    effect = getattr(lab.tasks, task)
+    with Proxy(server.port) as proxy, lab.worker("-c", "1", url=proxy.url) as worker:
+        # Of its two connections only the bell's has such a request; a claim follows it there.
+        lost = proxy.drop_reply(f"\r\n{STAND}\r\n".encode())
+        first = effect.delay()
+        assert first.wait(SOON) == 1
+        result = effect.delay()
+        assert result.wait(SOON) == 1
+        assert lost.wait(SOON)
+        assert worker.stop() == 0
+    for one in (first, result):
+        assert one.task().stall_retries == 0
+        assert lab.history.count("start", task_id=one.id) == 1
 
 
 def test_15_settlement_whose_reply_is_lost_counts_once(lab: Lab, server: Server) -> None:

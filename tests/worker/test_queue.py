@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import selectors
-import time
-from typing import TYPE_CHECKING
-
 import pytest
 
 from conveyor.broker.commands import BATCH, BATCH_BYTES
 from conveyor.broker.keys import QueueKeys
-from conveyor.broker.link import Link
 from conveyor.options import make_plan
 from conveyor.records import Template
 from conveyor.settings import Settings
+from conveyor.worker.exchanges import Exchange
 from conveyor.worker.job import Job
-from conveyor.worker.queue import REST, Bell, Exchange, WorkerQueue
-
-if TYPE_CHECKING:
-    from conveyor import Conveyor
+from conveyor.worker.queue import REST, WorkerQueue
 
 
 def queue_with(count: int, size: int = 0, *, call: bytes = b"") -> WorkerQueue:
@@ -100,21 +93,3 @@ def test_what_may_be_queued_again_at_once_is_looked_for(
     queue.settle(job, outcome, b"", delay_ms)
     queue.note_left(Exchange(queue, queue.take_batch(), {"r": 1, "a": 1}, 0.0, queue.rings), b"")
     assert any(queue.has_work.values()) is looked_for
-
-
-def test_a_bell_that_lost_its_connection_may_have_lost_a_marker(app: Conveyor) -> None:
-    broker = app.client.broker
-    queues = [WorkerQueue(n, broker.keys(name), "01020304") for n, name in enumerate("ab")]
-    with selectors.DefaultSelector() as selector:
-        bell = Bell(queues, beat=True, heard=lambda *_: None)
-        bell.link = Link(broker.server, queues[0].keys.memory, selector, bell.greet, blocking=True)
-        for _ in range(2):
-            for queue in queues:
-                queue.has_work = dict.fromkeys(queue.has_work, False)
-            while not bell.link.connected:
-                bell.link.tick(time.monotonic() + 3600)
-                for key, _ in selector.select(0):
-                    key.data()
-            assert all(all(queue.has_work.values()) for queue in queues)
-            bell.link.renew()
-        bell.link.close()
