@@ -111,7 +111,8 @@ def test_13_enqueue_whose_reply_is_lost_runs_once(
 @pytest.mark.parametrize("task", ["effect", "aeffect"])
 def test_14_claim_whose_reply_is_lost_is_run(lab: Lab, server: Server, task: str) -> None:
     effect = getattr(lab.tasks, task)
-    with Proxy(server.port) as proxy, lab.worker("-c", "1", url=proxy.url) as worker:
+    queues = ("-Q", "default,other")  # with several no claim stands behind the bell
+    with Proxy(server.port) as proxy, lab.worker("-c", "1", *queues, url=proxy.url) as worker:
         assert effect.delay().wait(SOON) == 1
         _wait_until_idle(lab)
         lost = proxy.drop_reply(load_script("settle").sha.encode())
