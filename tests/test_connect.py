@@ -16,10 +16,11 @@ import redis
 import redis.asyncio
 from engine import Engine
 from playing import SOON, claim, end, run, works
-from servers import Cluster, Proxy, Sentinel, Server, binaries, free_port
+from servers import Cluster, Proxy, Sentinel, Server, binaries, free_port, wait_until
 from sharing import PROMPT, add
 
 from conveyor import Conveyor, Task
+from conveyor.broker.connect import holds_reply
 from conveyor.broker.target import safe_address
 from conveyor.errors import BrokerUnavailable, ConfigurationError, QueueFull
 
@@ -377,3 +378,15 @@ def test_an_embedded_server_that_is_killed_comes_back(tmp_path: Path) -> None:
         assert task.delay(2).created
         assert result.status == "queued"
         assert claim(app)[1].id == result.id
+
+
+def test_a_reply_that_was_read_with_another_is_noticed_and_not_decoded(server: Server) -> None:
+    """As its owner would have it decoded: some versions of redis-py do when asked for more."""
+    with redis.Redis(port=server.port, decode_responses=True) as client:
+        connection = client.connection_pool.get_connection()
+        connection.send_packed_command(connection.pack_commands([("ECHO", "a"), ("ECHO", "b")]))
+        assert connection.read_response(disable_decoding=True) == b"a"
+        wait_until(lambda: holds_reply(connection), "the other reply")
+        assert connection.read_response(disable_decoding=True) == b"b"
+        assert not holds_reply(connection)
+        client.connection_pool.release(connection)

@@ -278,6 +278,18 @@ class Server:
         return sentinels.master_for(self._target.service, **options)
 
 
+def holds_reply(connection: Any) -> bool:
+    """Whether more than the last reply was read from the socket, of which no selector tells.
+
+    A connection's own `can_read` may decode what it finds, if that is what its owner wants.
+    """
+    reader = getattr(connection._parser, "_reader", None)
+    if reader is None:
+        return bool(connection.can_read(0))
+    pending = getattr(connection._sock, "pending", None)
+    return bool(reader.has_data() or (pending is not None and pending()))
+
+
 def check_version(info: Mapping[str, Any], address: str) -> None:
     """Refuses a server that lacks what the scripts need.
 

@@ -26,7 +26,7 @@ from redis import exceptions
 from conveyor.broker.attempt import Attempt
 from conveyor.broker.broker import script_call, script_source, unavailable
 from conveyor.broker.commands import Command
-from conveyor.broker.connect import TRANSIENT
+from conveyor.broker.connect import TRANSIENT, holds_reply
 from conveyor.broker.shared import CLOSED
 from conveyor.errors import BrokerUnavailable
 
@@ -253,11 +253,11 @@ class Link:
         self._send_next()
 
     def _has_more(self) -> bool:
-        """Whether the next reply has come with the last: then the selector says nothing of it."""
-        if self._connection is None:
-            return False
+        """Whether the next reply has come with the last."""
+        if self._connection is None or self._connection._sock is not self._socket:
+            return self._connection is not None  # closed by its owner, as reading will find
         try:
-            return bool(self._connection.can_read(0))
+            return holds_reply(self._connection)
         except (*TRANSIENT, *CLOSED, OSError) as error:
             self._lose(error)
             return False

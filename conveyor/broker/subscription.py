@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 from redis.exceptions import AskError
 
+from conveyor.broker.connect import holds_reply
 from conveyor.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ class Subscription:
                 self.confirmed(queue)
             elif message[0] == b"sunsubscribe":
                 raise Moved
-            if not self._connection.can_read(0):
+            if not holds_reply(self._connection):
                 return
 
     def _check(self) -> None:

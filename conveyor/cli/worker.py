@@ -17,6 +17,8 @@ from conveyor.cli.reload import OPTION, Reloader
 from conveyor.worker.worker import Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from conveyor.app import Conveyor
     from conveyor.worker.plan import WorkerPlan
 
@@ -106,12 +108,16 @@ def run(options: argparse.Namespace) -> int:
         print(_banner(app, worker.plan), file=sys.stderr, flush=True)
     else:
         log.info("worker of %s on %s", app.name, app.client.broker.server.address)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # The worker takes them over, and gives back this: one more must not break off its end.
-        signal.signal(number, signal.SIG_IGN)
+    _set_signals(lambda *_: worker.shutdown())  # while the worker does not listen yet, or no more
     with app:
         worker.run()
+    _set_signals(signal.SIG_IGN)
     return Exit.FAILED if worker.killed else Exit.DONE
+
+
+def _set_signals(handler: Callable[..., object] | signal.Handlers) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 def check_server(app: Conveyor) -> None:

@@ -79,11 +79,7 @@ class Bell:
             queue.clock.ring()
         self._client_id = None
         self._blocks.clear()
-        self._called_back = False
-        if self._standing is not None:
-            # It may have been done: repeated, it answers with what it claimed.
-            self._queues[0].link.send(*self._standing)
-            self._standing = None
+        self._called_back, self._futile_calls = False, 0
         link.send_first(("CLIENT", "ID"), self._learn)
 
     def listen(self, wanted: dict[str, bool], now: float, *, holds_nothing: bool) -> None:
@@ -91,17 +87,18 @@ class Bell:
         keys = [queue.mailbox for queue in self._queues]
         if self._beat:
             keys += [queue.keys.marker("o") for queue in self._queues]
-        claiming = False
+        claiming: list[str] = []
         for lane, want in wanted.items():
             for queue in self._queues:
-                if want and queue.has_work[lane] and not holds_nothing:
-                    claiming = True
-                elif want:
-                    keys.append(queue.keys.marker(lane))
+                if want:
+                    (claiming if queue.has_work[lane] else keys).append(queue.keys.marker(lane))
+        if self._standing is not None and not self.link.connected:
+            self._hand_over()
         if self._blocks:
             if not set(keys) <= set(self._blocks[0]):
                 self.call_back()
-        elif self._may_block(claiming, now):
+        elif self._may_block(bool(claiming) and not holds_nothing, now):
+            keys += claiming if holds_nothing else []
             self._block(tuple(keys), STAND if now < self._brief_until else BLOCK)
 
     @property
@@ -111,7 +108,7 @@ class Bell:
 
     def may_stand(self, now: float) -> bool:
         """Whether it will ring, or end, so soon that a claim may stand behind it."""
-        blocked = bool(self._blocks) and not self._called_back
+        blocked = self.link.connected and bool(self._blocks) and not self._called_back
         return blocked and now < self._brief_until and self._standing is None
 
     def stand(self, command: Command[Any], callback: Callable[[Any], None]) -> None:
@@ -122,6 +119,12 @@ class Bell:
         self._standing = (command, callback)
         self.link.send(command, self._claimed)
         self._block(self._blocks[0], STAND)
+
+    def _hand_over(self) -> None:
+        """It may have been done when the connection was lost: then it is repeated on the other."""
+        standing, self._standing = self._standing, None
+        if standing is not None:
+            self._queues[0].link.send(*standing)
 
     def _claimed(self, answer: Any) -> None:
         standing, self._standing = self._standing, None

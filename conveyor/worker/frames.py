@@ -30,7 +30,7 @@ MOST_RUNS: Final = INLINE // 8
 
 _KIND: Final = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_DGRAM)
 _ANCILLARY: Final = socket.CMSG_SPACE(4)
-_JOB: Final = struct.Struct("<QBHHd")
+_JOB: Final = struct.Struct("<QBHHdd")
 _OUTCOME: Final = struct.Struct("<QBII")
 _RUN, _RUN_FILE, _STOP = 0, 1, 2
 
@@ -61,13 +61,15 @@ class Pause:
 
 
 class JobFrame(NamedTuple):
-    """A task for a child: its number in this worker, its queue's, its id and its record."""
+    """A task for a child: its number in this worker, its queue's, its id and its record; since when
+    its lease holds at least, and when the claim was answered, both monotonic."""
 
     sequence: int
     queue: int
     id: bytes
     record: bytes
     claimed_at: float
+    taken_at: float
 
 
 class StopFrame(NamedTuple):
@@ -99,12 +101,13 @@ def send_job(sock: socket.socket, job: JobFrame) -> None:
     Raises:
         BlockingIOError: The socket is full.
     """
-    if len(job.record) <= INLINE:
-        head = _JOB.pack(job.sequence, _RUN, job.queue, len(job.id), job.claimed_at)
-        sock.send(head + job.id + job.record, socket.MSG_DONTWAIT)
-        return
-    head = _JOB.pack(job.sequence, _RUN_FILE, job.queue, len(job.id), job.claimed_at)
-    _send_with_file(sock, head + job.id, job.record, socket.MSG_DONTWAIT)
+    kind = _RUN if len(job.record) <= INLINE else _RUN_FILE
+    times = job.claimed_at, job.taken_at
+    head = _JOB.pack(job.sequence, kind, job.queue, len(job.id), *times) + job.id
+    if kind == _RUN:
+        sock.send(head + job.record, socket.MSG_DONTWAIT)
+    else:
+        _send_with_file(sock, head, job.record, socket.MSG_DONTWAIT)
 
 
 def send_stop(sock: socket.socket, stop: StopFrame) -> None:
@@ -113,7 +116,7 @@ def send_stop(sock: socket.socket, stop: StopFrame) -> None:
     Raises:
         BlockingIOError: The socket is full.
     """
-    sock.send(_JOB.pack(stop.sequence, _STOP, stop.reason, 0, 0.0), socket.MSG_DONTWAIT)
+    sock.send(_JOB.pack(stop.sequence, _STOP, stop.reason, 0, 0.0, 0.0), socket.MSG_DONTWAIT)
 
 
 def receive_job(sock: socket.socket, flags: int = 0) -> JobFrame | StopFrame | None:
@@ -125,13 +128,13 @@ def receive_job(sock: socket.socket, flags: int = 0) -> JobFrame | StopFrame | N
     data, ancillary, _, _ = sock.recvmsg(BUFFER, _ANCILLARY, flags)
     if not data:
         return None
-    sequence, kind, number, id_length, claimed_at = _JOB.unpack_from(data)
+    sequence, kind, number, id_length, *times = _JOB.unpack_from(data)
     if kind == _STOP:
         return StopFrame(sequence, number)
     start = _JOB.size + id_length
     task_id = data[_JOB.size : start]
     record = _read_file(ancillary) if kind == _RUN_FILE else data[start:]
-    return JobFrame(sequence, number, task_id, record, claimed_at)
+    return JobFrame(sequence, number, task_id, record, *times)
 
 
 def take_back(sock: socket.socket) -> list[int]:

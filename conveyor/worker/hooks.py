@@ -139,7 +139,7 @@ def _task_after(run: Run, ending: Ending) -> TaskRecord:
     return after_run(
         run.task,
         outcome,
-        started + timedelta(seconds=time.monotonic() - run.job.claimed_at),
+        started + timedelta(seconds=time.monotonic() - run.job.taken_at),
         result=ending.result,
         error=read_error(ending.data) if failed else (None, None),
         delay_ms=round(ending.delay * 1000),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from conveyor.records import LEASE
 from conveyor.worker.frames import JobFrame
 
@@ -23,6 +25,7 @@ class Job:
         name: The task type.
         lane: "r" or "a": which kind of task it is here.
         claimed_at: Before the claim was sent, monotonic: the lease holds at least from then.
+        taken_at: When the claim's answer was read, monotonic.
         sent_at: When a child was given it, monotonic; 0 while none has it.
         acknowledge_ms: How often the lease is renewed.
         suspect: Whether it must run alone.
@@ -31,7 +34,7 @@ class Job:
 
     __slots__ = (
         "acknowledge_ms", "claimed_at", "id", "lane", "name", "queue", "record", "sent_at",
-        "sequence", "stop", "suspect", "token",
+        "sequence", "stop", "suspect", "taken_at", "token",
     )  # fmt: skip
 
     def __init__(
@@ -45,13 +48,16 @@ class Job:
         self.record = record
         self.lane = SYNC
         self.claimed_at = claimed_at
+        self.taken_at = time.monotonic()
         self.sent_at = 0.0
         self.suspect = stalls >= SUSPECT_STALLS
         self.stop = 0
 
     def frame(self) -> JobFrame:
         """What a child is sent."""
-        return JobFrame(self.sequence, self.queue, self.id, self.record, self.claimed_at)
+        return JobFrame(
+            self.sequence, self.queue, self.id, self.record, self.claimed_at, self.taken_at
+        )
 
     def __str__(self) -> str:
         """The name and the start of the id, as logs have it."""

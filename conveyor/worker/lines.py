@@ -77,10 +77,6 @@ class Lines:
         """When each has to be ticked next."""
         return [link.deadline() for link in self._all()]
 
-    def lost_claims(self) -> int:
-        """How many claims stand behind bells that are lost: their answers may not come."""
-        return sum(bell.stands and not bell.link.connected for bell in self.bells)
-
     def descriptors(self) -> list[int]:
         """Those of the open sockets, which children close."""
         return [descriptor for link in self._all() for descriptor in link.filenos()]

@@ -217,7 +217,8 @@ class Supervisor:
             None if self.stopping else self._announcer.due,
             self._stop_by if not self._killing else None,
         ]
-        if len(self._held.leases) or self.stopping:
+        busy = any(child.busy() for child in self._pool.children)
+        if busy or len(self._held.leases) or self.stopping:
             moments.append(self._next_tick)
         return min(moment for moment in moments if moment is not None)
 
@@ -226,8 +227,7 @@ class Supervisor:
         if self.stopping:
             assert self._stop_by is not None
             out_of_time = time.monotonic() > self._stop_by + LAST_WORDS
-            owed = self._exchanges.count - self._lines.lost_claims()
-            return (settled and not owed and not self._pool.children) or (
+            return (settled and not self._exchanges.count and not self._pool.children) or (
                 out_of_time and self._killing
             )
         if self.plan.burst and settled and not self._expects_work() and not self._exchanges.count:
@@ -258,8 +258,7 @@ class Supervisor:
         self._held.put_back(self._pool.take_back(now))
         for lane, window in self._windows.items():
             if window.silent(now):
-                window.close()
-                self._hand_out(lane)
+                self._hand_out(lane, now)
                 self._held.release(lane)
         if self._stop_by is not None and now >= self._stop_by and not self._killing:
             log.warning("the grace of %gs is over: interrupting what still runs", self.plan.grace)
@@ -293,7 +292,7 @@ class Supervisor:
     def _pump(self, now: float) -> None:
         """Hands out what is held, settles and claims where no call is in flight, listens."""
         for lane in self._held.waiting:
-            self._hand_out(lane)
+            self._hand_out(lane, now)
         if self._pool.lending.hurries:
             self._release_waiting()  # what is hurried comes before it
         claiming = self._exchanges.claiming
@@ -308,18 +307,21 @@ class Supervisor:
             bell.listen(listening, now, holds_nothing=holds_nothing)
         if standing and (self.stopping or self.paused):
             self._lines.bells[0].call_back()
-        elif holds_nothing and len(self._queues) == 1 and all(wants.values()):
-            self._claim_ahead(wants, now)
+        elif holds_nothing and len(self._queues) == 1:
+            self._claim_ahead(now)
         if self._teller.idle:
             expecting = self._expects_work() and not self.paused
             self._teller.look(len(self._held.leases), expecting, now)
 
-    def _claim_ahead(self, wants: dict[str, int], now: float) -> None:
+    def _claim_ahead(self, now: float) -> None:
         """Has a claim stand behind the bell, unless the only queue is known to have more to do."""
         (queue,), (bell,) = self._queues, self._lines.bells
         busy = self._exchanges.count or queue.has_any_work() or queue.limited
-        if bell.may_stand(now) and not busy and not self.plan.burst:
-            bell.stand(*self._exchanges.begin(queue, [], dict(wants), self._on_settled))
+        if busy or self.plan.burst or not bell.may_stand(now):
+            return
+        asked = {lane: self._wanted(lane, ahead=False) for lane in self._held.waiting}
+        if all(asked.values()):
+            bell.stand(*self._exchanges.begin(queue, [], asked, self._on_settled))
 
     def _release_waiting(self) -> None:
         """Gives back what waits; once a claim that is under way has come in, to keep the order."""
@@ -327,12 +329,12 @@ class Supervisor:
             if not under_way:
                 self._held.release(lane)
 
-    def _hand_out(self, lane: str) -> None:
+    def _hand_out(self, lane: str, now: float) -> None:
         if self.paused:
             self._pool.lending.grant(lane)
             return
         self._pool.send(
-            lane, self._held.waiting[lane], short=self._windows[lane].average < SHORT_RUN
+            lane, self._held.waiting[lane], short=self._windows[lane].average(now) < SHORT_RUN
         )
 
     def _wanted(self, lane: str, *, ahead: bool = True) -> int:
@@ -348,7 +350,7 @@ class Supervisor:
             return 0
         slots = self.plan.concurrency * (width if lane == SYNC else 1)
         ahead = ahead and not self._pool.lending.hurries
-        more = self._windows[lane].ahead(slots) if ahead else 0
+        more = self._windows[lane].ahead(slots, time.monotonic()) if ahead else 0
         coming = len(self._held.waiting[lane]) - self._pool.suspects[lane] + claiming
         if len(self._lines.calls) > 1:
             coming -= unheard(self._queues, lane, time.monotonic())

@@ -32,26 +32,21 @@ class Window:
         self._average = _LONG
         self._moved_at = now
 
-    @property
-    def average(self) -> float:
-        """Seconds that a recent run took."""
-        return self._average
+    def average(self, now: float) -> float:
+        """Seconds that a recent run took; long once none has ended for a while."""
+        return _LONG if self.silent(now) else self._average
 
     def ran(self, seconds: float, now: float) -> None:
         """Takes note of a run that has ended."""
-        if self._average >= _LONG:
+        if self._average >= _LONG or self.silent(now):
             self._average = seconds
         self._average += (seconds - self._average) * _NEWEST
         self._moved_at = now
-
-    def close(self) -> None:
-        """Holds nothing ahead until runs have ended again."""
-        self._average = _LONG
 
     def silent(self, now: float) -> bool:
         """Whether no run has ended for a while."""
         return now - self._moved_at > SILENCE
 
-    def ahead(self, slots: int) -> int:
+    def ahead(self, slots: int, now: float) -> int:
         """How many tasks to hold beyond those that run."""
-        return min(MOST, int(HORIZON / max(self._average, 1e-5)) * slots)
+        return min(MOST, int(HORIZON / max(self.average(now), 1e-5)) * slots)

@@ -27,7 +27,7 @@ from conveyor.worker.frames import (
 @pytest.mark.parametrize("size", [0, 1, INLINE, INLINE + 1, 1_048_576])
 def test_a_job_arrives_as_it_was_sent(size: int) -> None:
     near, far = make_pair()
-    job = JobFrame(2**40, 3, "id-ü".encode(), os.urandom(size), 12.25)
+    job = JobFrame(2**40, 3, "id-ü".encode(), os.urandom(size), 12.25, 12.5)
     with near, far:
         send_job(near, job)
         assert receive_job(far) == job
@@ -50,7 +50,7 @@ def test_what_was_not_read_is_taken_back_in_order_large_ones_too() -> None:
     near, far = make_pair()
     with near, far:
         for number, size in ((1, 10), (2, INLINE + 1), (3, 10)):
-            send_job(near, JobFrame(number, 0, b"x", bytes(size), 0.0))
+            send_job(near, JobFrame(number, 0, b"x", bytes(size), 0.0, 0.0))
         assert isinstance(receive_job(far), JobFrame)
         send_stop(near, StopFrame(1, 2))
         assert take_back(far) == [2, 3]
@@ -63,7 +63,7 @@ def test_taking_back_large_jobs_leaves_no_file_open() -> None:
     with near, far:
         before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
         for number in range(5):
-            send_job(near, JobFrame(number, 0, b"x", bytes(INLINE + 1), 0.0))
+            send_job(near, JobFrame(number, 0, b"x", bytes(INLINE + 1), 0.0, 0.0))
             take_back(far)
         after = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     assert after == before
@@ -71,7 +71,7 @@ def test_taking_back_large_jobs_leaves_no_file_open() -> None:
 
 def fill(sock: socket.socket) -> None:
     for number in range(10_000):
-        send_job(sock, JobFrame(number, 0, b"x", b"", 0.0))
+        send_job(sock, JobFrame(number, 0, b"x", b"", 0.0, 0.0))
 
 
 def test_a_full_socket_says_so_and_the_end_of_the_parent_is_noticed() -> None:
