@@ -81,16 +81,16 @@ class Saboteur:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        # No worker must meet a record before it is spoilt.
+        self._unserved = Engine(engine.app, "unserved", stopped=False)
 
     def put(self, task_id: str | bytes, change: Callable[[bytes], bytes | None]) -> None:
         """A task that is waiting, its record changed; None leaves it without one."""
-        engine = self._engine
-        engine.put("model", name="noop")
-        key = engine.key("t:model")
-        record = change(engine.call("GET", key))
-        engine.call("RENAME", key, engine.key("parked-by-test"))
-        engine.call("DEL", engine.key("parked-by-test"))
-        engine.call("LREM", engine.key("r:5"), 1, "model")
+        engine, unserved = self._engine, self._unserved
+        unserved.put("model", name="noop")
+        key = unserved.key("t:model")
+        record = change(unserved.call("GET", key))
+        unserved.call("DEL", key, unserved.key("r:5"))
         if record is not None:
             engine.call("SET", self._key(task_id), record)
         engine.call("RPUSH", engine.key("r:5"), task_id)
