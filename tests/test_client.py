@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import pytest
 from engine import Engine
 from playing import SOON, Player, end, run, works
 from sharing import PROMPT, add, forks
@@ -180,3 +182,18 @@ def test_an_event_loop_of_a_child_is_its_own(server: Server) -> None:
 
     with Conveyor("forked-loops", broker=server.url) as app:
         run(app, parent())
+
+
+def test_closing_an_app_leaves_no_connection_of_calls_under_way(
+    server: Server, recwarn: pytest.WarningsRecorder
+) -> None:
+    async def use(app: Conveyor, pause: float) -> None:
+        calls = [asyncio.create_task(app.result(f"task-{n}").atask()) for n in range(40)]
+        await asyncio.sleep(pause)
+        await app.aclose()
+        assert await asyncio.gather(*calls) == [None] * 40
+
+    for attempt in range(8):
+        asyncio.run(use(Conveyor("closing", broker=server.url), attempt * 0.001))
+    gc.collect()
+    assert not [str(each.message) for each in recwarn]

@@ -53,9 +53,24 @@ class _Loop:
 
     shared: AsyncSharedClient | None = None
     client: AsyncClient | AsyncSharedClient | None = None
-    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CONNECTIONS))
+    connections: int = CONNECTIONS
     given_up_at: float = 0.0
     given_up: Exception | None = None
+    turns: asyncio.Semaphore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.turns = asyncio.Semaphore(self.connections)
+
+    async def close(self) -> None:
+        """Closes the client once no call is under way, which would open it again."""
+        try:
+            for _ in range(self.connections):
+                await self.turns.acquire()
+        finally:
+            if isinstance(self.client, AsyncSharedClient):
+                await self.client.aclose()
+            elif self.client is not None:
+                await close_async(self.client)
 
 
 class AsyncBroker:
@@ -110,14 +125,10 @@ class AsyncBroker:
         return read_names(await self.execute(("SMEMBERS", known_queues(self._broker.namespace))))
 
     async def aclose(self) -> None:
-        """Closes the running event loop's client."""
+        """Closes the running event loop's client, once the calls that are under way have ended."""
         loop = self._loops.pop(asyncio.get_running_loop(), None)
-        if loop is None or loop.client is None:
-            return
-        if isinstance(loop.client, AsyncSharedClient):
-            await loop.client.aclose()
-        else:
-            await close_async(loop.client)
+        if loop is not None:
+            await loop.close()
 
     async def _execute(
         self, loop: _Loop, call: tuple[Any, ...], fallback: tuple[Any, ...] | None
@@ -163,7 +174,7 @@ class AsyncBroker:
         shared = self._broker.server.shared_async_client()
         if shared is None:
             return _Loop()
-        return _Loop(shared, turns=asyncio.Semaphore(min(CONNECTIONS, shared.connections)))
+        return _Loop(shared, connections=min(CONNECTIONS, shared.connections))
 
     async def _refresh(self, loop: _Loop) -> None:
         client: Any = loop.client
