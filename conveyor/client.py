@@ -6,6 +6,7 @@ Tasks send through it and results read through it, so neither knows the app.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -15,8 +16,9 @@ from conveyor.broker.broker import Broker
 from conveyor.broker.commands import Command
 from conveyor.broker.outcomes import Outcomes
 from conveyor.broker.process import PerProcess
+from conveyor.errors import SerializationError
 from conveyor.plugins import Plugins
-from conveyor.records import TaskRecord, decode_task
+from conveyor.records import TaskRecord, decode_task, left_beside
 
 if TYPE_CHECKING:
     from datetime import tzinfo
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from conveyor.broker.connect import Server
     from conveyor.codec import Codec
     from conveyor.settings import Settings
+
+log = logging.getLogger("conveyor.client")
 
 T = TypeVar("T")
 
@@ -75,6 +79,14 @@ class Client:
     def decode(self, queue: str, task_id: str, found: Snapshot) -> TaskRecord:
         """Turns what the server has into a record."""
         return decode_task(task_id, queue, found.record, found.extras, self.codec)
+
+    def decode_claimed(self, queue: str, task_id: str, record: bytes) -> TaskRecord:
+        """Turns what a worker has claimed into a record, with what earlier runs left beside it."""
+        try:
+            return decode_task(task_id, queue, record, left_beside(record), self.codec)
+        except SerializationError as error:
+            log.warning("task %r on queue %r has no history: %s", task_id, queue, error)
+            return decode_task(task_id, queue, record, {}, self.codec)
 
     def task(self, queue: str, task_id: str) -> TaskRecord | None:
         """Reads a task."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from conveyor.broker import commands
-from conveyor.broker.commands import Snapshot
 from conveyor.errors import ConveyorError, Retry
 from conveyor.moments import Duration, to_ms
 from conveyor.records import FENCE
@@ -59,8 +58,12 @@ class Context:
 
     @property
     def task(self) -> TaskRecord:
-        """The task as it was when this run was claimed."""
-        return self._client.decode(self._queue, self._id, Snapshot(self._record, {}))
+        """The task as it was when this run was claimed, with what earlier runs left.
+
+        Example:
+            >>> start = ctx.task.data or 0  # what the run before said by `ctx.update(line)`
+        """
+        return self._client.decode_claimed(self._queue, self._id, self._record)
 
     @property
     def fence(self) -> int:

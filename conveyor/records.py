@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from conveyor.backoff import DEFAULT_BACKOFF, Backoff
-from conveyor.errors import SerializationError
+from conveyor.errors import PayloadTooLarge, SerializationError
 from conveyor.moments import from_ms
 from conveyor.packed_options import Options
 from conveyor.packing import pack, unpack
@@ -59,6 +59,8 @@ REDACTED: Final = Redacted()
 
 _NEVER = bytes(6)
 _OPTIONS_LENGTH = struct.Struct("<H")
+#: The most bytes of options, of which only headers can be long.
+MOST_OPTIONS = 0xFFFF
 
 
 class TaskStatus(StrEnum):
@@ -193,7 +195,7 @@ class Template:
             len(encoded), 0,
         )  # fmt: skip
         self._head = header[:-4]
-        self._middle = encoded + _OPTIONS_LENGTH.pack(len(options)) + options
+        self._middle = encoded + _measured(options, name)
         self._payload = _OPTIONS_LENGTH.size + len(options)
 
     def record(self, call: bytes) -> bytes:
@@ -234,6 +236,7 @@ def with_headers(record: bytes, headers: Mapping[str, str]) -> bytes:
     """A new record with other headers; all else of it stays.
 
     Raises:
+        PayloadTooLarge: The headers are.
         SerializationError: The lengths in the record do not fit it.
     """
     payload = payload_of(record)
@@ -241,10 +244,19 @@ def with_headers(record: bytes, headers: Mapping[str, str]) -> bytes:
         unpack(payload.options, "the options of a task") if payload.options else {}
     )
     options = pack({**fields, "h": dict(headers)})
-    body = _OPTIONS_LENGTH.pack(len(options)) + options + payload.call
+    body = _measured(options, payload.name) + payload.call
     *_, name_length, _ = HEADER.unpack_from(record)
     name = record[HEADER.size : HEADER.size + name_length]
     return record[: HEADER.size - 4] + len(body).to_bytes(4, "little") + name + body
+
+
+def _measured(options: bytes, name: str) -> bytes:
+    if len(options) > MOST_OPTIONS:
+        raise PayloadTooLarge(
+            f"{name}(): the headers are {len(options):,} bytes, over {MOST_OPTIONS:,}:"
+            " pass large data as an argument"
+        )
+    return _OPTIONS_LENGTH.pack(len(options)) + options
 
 
 def outline_of(record: bytes) -> Payload:
@@ -259,6 +271,20 @@ def outline_of(record: bytes) -> Payload:
     except SerializationError:
         options = b""
     return Payload(name, options, b"")
+
+
+def left_beside(record: bytes) -> Mapping[bytes, bytes]:
+    """What lay beside a record when it was claimed, which follows it if the task ran before.
+
+    Raises:
+        SerializationError: It cannot be read.
+    """
+    *_, name_length, payload_length = HEADER.unpack_from(record)
+    left = record[HEADER.size + name_length + payload_length :]
+    if not left:
+        return {}
+    flat = unpack(left, "what earlier runs left", raw=True)
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def result_of(record: bytes) -> bytes | None:
@@ -319,14 +345,13 @@ def decode_task(
     options = Options.unpack(payload.options)
     args, kwargs = codec.decode_call(payload.call) if reveal else _HIDDEN_CALL
     status = _STATES[int(state)]
-    attempts = _attempts(extras)
-    error = read_error(extras.get(b"e")) if status is not TaskStatus.SUCCESS else (None, None)
+    attempts, error, progress, data = _read_beside(extras, codec)
     result = None
     encoded = result_of(record)
     if encoded is not None:
         result = codec.decode(encoded) if reveal else REDACTED
         run = Attempt(_moment(started), _moment(ended), nonce[:4].hex(), "success", None, None)
-        attempts = (*attempts, run)[-10:]
+        attempts, error = (*attempts, run)[-10:], (None, None)
     return TaskRecord(
         id=task_id,
         name=payload.name,
@@ -353,14 +378,29 @@ def decode_task(
         execution_timeout=options.execution_timeout,
         stall_timeout=_limit(stall_ms) / 1000,
         acknowledgement_interval=acknowledgement_ms / 1000,
-        progress=_optional(codec, extras.get(b"p")),
-        data=_optional(codec, extras.get(b"d")),
+        progress=progress,
+        data=data,
         result=result,
         error=error[0],
         traceback=error[1],
         attempts=attempts,
         worker=nonce[:4].hex() if any(nonce) else None,
     )
+
+
+def _read_beside(
+    extras: Mapping[bytes, bytes], codec: Codec
+) -> tuple[tuple[Attempt, ...], tuple[str | None, str | None], Any, Any]:
+    """The attempts, the last error, the progress and the data."""
+    try:
+        return (
+            _attempts(extras),
+            read_error(extras.get(b"e")),
+            _optional(codec, extras.get(b"p")),
+            _optional(codec, extras.get(b"d")),
+        )
+    except (ValueError, struct.error) as error:
+        raise SerializationError(f"what lies beside the record cannot be read: {error}") from error
 
 
 def _optional(codec: Codec, data: bytes | None) -> Any:

@@ -1,8 +1,7 @@
 """What a task is after a run, as its worker knows it: what plugins and callbacks are told.
 
 The scripts decide what becomes of a task, and these are their rules again, in Python. They are
-applied to the record as it was claimed, so progress, data and earlier attempts, which lie beside
-it, are not known here.
+applied to the task as it was claimed, so progress and data are those of the runs before.
 """
 
 from __future__ import annotations

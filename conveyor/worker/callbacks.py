@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from conveyor.broker.commands import Snapshot, Verdict
+from conveyor.broker.commands import Verdict
 from conveyor.moments import from_ms
 from conveyor.records import TaskStatus, read_error
 from conveyor.worker.aftermath import ERRORS, after_run
@@ -155,7 +155,7 @@ class Teller:
 
     def _task(self, queue: str, job: Job, settlement: Settlement, now_ms: int) -> TaskRecord:
         task_id = job.id.decode(errors="replace")
-        claimed = self._client.decode(queue, task_id, Snapshot(job.record, {}))
+        claimed = self._client.decode_claimed(queue, task_id, job.record)
         succeeded = settlement.outcome == "success"
         return after_run(
             claimed,

@@ -218,7 +218,7 @@ def test_every_hook_of_a_child(make: Any, source: str, args: tuple[str, ...], pl
         ["before", boom, "processing", None, None, 0, None],
         ["error", boom, "scheduled", None, BAD, 1, "error"],
         ["after", boom, "scheduled", None, BAD, 1, "error"],
-        ["before", boom, "processing", None, None, 1, None],
+        ["before", boom, "processing", None, BAD, 1, "error"],  # of the run before
         ["error", boom, "failed", None, BAD, 1, "error"],
         ["fail", boom, "failed", None, BAD, 1, "error"],
         ["after", boom, "failed", None, BAD, 1, "error"],

@@ -141,3 +141,9 @@ def test_task_that_forks_and_raises_twice_ends_once(lab: Lab) -> None:
 
 def test_programs_that_a_task_starts_hear_signals(lab: Lab) -> None:
     assert lab.tasks.start_program.delay().wait(SOON) == [7, -15]
+
+
+def test_a_later_run_knows_what_the_one_before_has_left(lab: Lab) -> None:
+    with lab.worker("-c", "1"):
+        result = lab.tasks.recall.options(error_retry_limit=1).delay()
+        assert result.wait(SOON) == [{"done": 3}, 0.5, "Retry: to go on from there", 1]

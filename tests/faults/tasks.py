@@ -105,6 +105,11 @@ async def ahold(gate: str) -> int:
     return note("effect")
 
 
+async def hold_loop(gate: str) -> int:
+    """Goes on when the gate is open, and lets no other coroutine go on before."""
+    return hold(gate)
+
+
 def hold_stubbornly(gate: str) -> int:
     """Notes that it was asked to stop, and goes on until the gate is open."""
     note("start")
@@ -276,6 +281,23 @@ def send_more(x: int) -> int:
     return _declared[os.environ["TEST_HISTORY"]].add.delay(x, 1).wait(timeout=30)
 
 
+def pass_on(times: int) -> None:
+    """Sends another like itself, so many times, and waits for none."""
+    if times:
+        _declared[os.environ["TEST_HISTORY"]].pass_on.delay(times - 1)
+        time.sleep(0.02)  # so long that its worker claims nothing ahead
+
+
+def recall(context: Context) -> list[Any]:
+    """What the second run knows of the first."""
+    before = context.task
+    if before.error_retries:
+        return [before.data, before.progress, before.error, len(before.attempts)]
+    context.update({"done": 3})
+    context.update_progress(0.5)
+    context.retry(delay=0.01, reason="to go on from there")
+
+
 async def asend_more(x: int) -> int:
     """A task that sends another, and waits for it."""
     return await (await _declared[os.environ["TEST_HISTORY"]].add.adelay(x, 1))
@@ -299,12 +321,12 @@ def _broken(_record: TaskRecord, _error: BaseException) -> float:
 
 
 _PLAIN = (
-    noop, add, aadd, echo, where, effect, aeffect, nap, hold, ahold, hold_stubbornly,
+    noop, add, aadd, echo, where, effect, aeffect, nap, hold, ahold, hold_loop, hold_stubbornly,
     ahold_stubbornly, hold_then_speak, swallow, compute_in_c, hold_interpreter, exit_process,
     crash, run_twice, fail_twice, start_program, hoard, wait_for_the_last, die_with_others,
-    send_more, asend_more, flaky, *MISDEEDS,
+    send_more, asend_more, pass_on, flaky, *MISDEEDS,
 )  # fmt: skip
-_BOUND = (say, asay, introduce, ask_again)
+_BOUND = (say, asay, introduce, ask_again, recall)
 _declared: dict[str, Tasks] = {}
 
 

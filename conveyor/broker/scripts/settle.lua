@@ -18,8 +18,9 @@
 --                    one by one: the last claimed comes first
 -- RETURNS
 --   {server time in ms, verdicts (one each: 1 accepted, 0 stale, 2 already settled), claimed (id,
---   record, id, record, …), lanes with work left that may be claimed ("", "r", "a" or "ra"), 0 no rate
---   limit, 1 there is one, 2 it holds back work}
+--   record, id, record, …; after the record of a task that has run before, what lies beside it, as
+--   msgpack), lanes with work left that may be claimed ("", "r", "a" or "ra"), 0 no rate limit, 1
+--   there is one, 2 it holds back work}
 -- KEEPS
 --   1 one place per id, 2 tokens compared item by item, 4 server time, 5 bounded (at most 100 settled,
 --   100 and 1 MiB claimed), 7 repeatable, 8 works when memory is full, 9 unusable records set aside
@@ -95,6 +96,15 @@ local call = tonumber(ARGV[2])
 local claimed, leases, bytes = {}, {}, 0
 local nonce = ARGV[1] .. struct.pack('<I4', call % 4294967296)
 
+-- A later run is told what the earlier ones left beside the record: data, progress, errors.
+local function give(id, record)
+  local left = read('I4', record, 11) > 1 and read_extras(id) or {}
+  local given = #left > 0 and record .. cmsgpack.pack(left) or record
+  claimed[#claimed + 1] = id
+  claimed[#claimed + 1] = given
+  bytes = bytes + #given
+end
+
 -- Leases one queued record, unless it expired waiting. The nonce of the call makes the token unique
 -- even where a restored server counts its starts again.
 local function lease(id, record)
@@ -106,14 +116,13 @@ local function lease(id, record)
   local changed = string.char(PROCESSING) .. string.sub(record, 4, 10)
     .. struct.pack('<I4', read('I4', record, 11) + 1) .. nonce .. struct.pack('<I6', now)
   redis.call('SETRANGE', Q .. 't:' .. id, 2, changed)
-  claimed[#claimed + 1] = id
-  claimed[#claimed + 1] = string.sub(record, 1, 2) .. changed .. string.sub(record, 29)
+  local leased = string.sub(record, 1, 2) .. changed .. string.sub(record, 29)
+  give(id, leased)
   local expiry = now + read('I4', record, 77)
   leases[#leases + 1] = expiry
   leases[#leases + 1] = id
   wake_orchestrator('due', expiry)
-  tell('task_processing', id, claimed[#claimed])
-  bytes = bytes + #record
+  tell('task_processing', id, leased)
 end
 
 -- Takes up to `want` from one list; gives how many it took, how many it used up, and how many there
@@ -166,8 +175,7 @@ local function repeated()
   for _, id in ipairs(cmsgpack.unpack(string.sub(last, 7))) do
     local record = load(id)
     if record and state_of(record) == PROCESSING and string.sub(record, 15, 22) == nonce then
-      claimed[#claimed + 1] = id
-      claimed[#claimed + 1] = record
+      give(id, record)
     end
   end
   return true
