@@ -4,8 +4,8 @@ Each queue keeps the next moment at which something of it comes due. The orchest
 then; who adds something earlier rings its bell (a marker it blocks on). Any number may run, and
 none is needed for correctness: workers move a bounded few themselves whenever they claim.
 
-Only one of them hears it. Should that one die, the others still know of what comes due more than
-`RECHECK` seconds later, since so often each of them looks, at the cost of one plain command.
+Who hears it tells one more, lest the moment be forgotten with one that dies. The others learn of it
+within `RECHECK` seconds, since so often each of them looks, at the cost of one plain command.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ log = logging.getLogger("conveyor.orchestrator")
 RECHECK = 10.0
 #: Seconds that a call may block on bells.
 BLOCK = 5
+#: What an orchestrator that has heard a bell adds for another.
+ALSO = b"also"
 _SOONEST = 0.001
 
 
@@ -58,10 +60,19 @@ class Clock:
         self._asked = False
         self._rung = False
         self._refused = False
+        self._tell = False
 
     def deadline(self, link: Link) -> float | None:
         """When `run` has something to do next, monotonic."""
         return None if self._asked or not link.connected else min(self._due, self._look_at)
+
+    def hear(self, member: bytes) -> None:
+        """Its bell rang."""
+        if member == ALSO:
+            self._look_at = 0.0
+        else:
+            self._tell = True
+            self.ring()
 
     def ring(self) -> None:
         """Something earlier was added, perhaps after an answer that is under way was given."""
@@ -77,6 +88,9 @@ class Clock:
         if now >= self._due:
             self._rung = False
             link.send(commands.maintain(self.keys), functools.partial(self._done, link))
+            if self._tell:
+                self._tell = False
+                link.send(("ZADD", self.keys.marker("o"), 0, ALSO), lambda _: None)
         else:
             link.send(("HMGET", self.keys.memory, "due", "kept"), self._seen)
 
@@ -208,7 +222,7 @@ def _listen(clocks: list[Clock], bell: Link) -> None:
 
     def heard(popped: list[bytes] | None) -> None:
         if popped:
-            clocks[keys.index(popped[0].decode())].ring()
+            clocks[keys.index(popped[0].decode())].hear(popped[1])
         bell.send(("BZPOPMIN", *keys, BLOCK), heard)
 
     bell.send_first(("BZPOPMIN", *keys, BLOCK), heard)

@@ -255,9 +255,9 @@ def announce(keys: QueueKeys, event: EventType, worker: str) -> Command[int]:
     return Command(_ANNOUNCE, keys.script, [event, worker], int)
 
 
-def unpark(keys: QueueKeys, start: int, names: Sequence[str]) -> Command[int]:
-    """Releases parked tasks of these names; answers where to go on, or -1."""
-    return Command(_UNPARK, keys.script, [start, *names], int)
+def unpark(keys: QueueKeys, start: int, names: Sequence[str], most: int = BATCH) -> Command[int]:
+    """Releases parked tasks of these names, some of them; answers where to go on, or -1."""
+    return Command(_UNPARK, keys.script, [start, most, *names], int)
 
 
 def status(keys: QueueKeys) -> Command[QueueStatus]:

@@ -33,13 +33,15 @@ MOST_CALLS: Final = 20
 class Bell:
     """Blocks until there is work, something comes due, or a run is to be stopped.
 
-    It blocks on the markers of lanes that want work and are known to be empty; while the worker is
-    claiming anyway it stays quiet, and when a lane comes to want work it is called back to listen
-    to that as well. A worker that holds nothing listens for all that it wants: what has woken it is
-    mostly all there is, and then this call is not in the way once the task runs.
+    It blocks on the markers of lanes that want work and are known to be empty. One of several
+    queues it hears all the same, for the next claim may be due to it and not to the others. While
+    the worker is claiming anyway it stays quiet, and when a lane comes to want work it is called
+    back to listen to that as well. A worker that holds nothing listens for all that it wants: what
+    has woken it is mostly all there is, and then this call is not in the way once the task runs.
 
     Args:
         queues: Those it can hear: all of them, or one on a cluster.
+        several: Whether the worker has more than one.
         beat: Whether to hear what comes due.
         heard: Called with the queue and "r" or "a" (work) or the id of a task to stop.
     """
@@ -48,10 +50,12 @@ class Bell:
         self,
         queues: Sequence[WorkerQueue],
         *,
+        several: bool,
         beat: bool,
         heard: Callable[[WorkerQueue, str, bytes], None],
     ) -> None:
         self._queues = queues
+        self._several = several
         self._beat = beat
         self._heard = heard
         self._client_id: int | None = None
@@ -90,8 +94,10 @@ class Bell:
         claiming: list[str] = []
         for lane, want in wanted.items():
             for queue in self._queues:
-                if want:
-                    (claiming if queue.has_work[lane] else keys).append(queue.keys.marker(lane))
+                if not queue.has_work[lane]:
+                    keys += [queue.keys.marker(lane)] if want or self._several else []
+                elif want:
+                    claiming.append(queue.keys.marker(lane))
         if self._standing is not None and not self.link.connected:
             self._hand_over()
         if self._blocks:
@@ -167,7 +173,7 @@ class Bell:
 
     def _ring(self, queue: WorkerQueue, meaning: str, member: bytes) -> None:
         if meaning == "due":
-            queue.clock.ring()
+            queue.clock.hear(member)
         elif meaning == "stop":
             self._heard(queue, meaning, member)
         else:

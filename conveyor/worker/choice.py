@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
     from conveyor.worker.queue import WorkerQueue
+
+
+#: Tasks claimed at once from the queue with the least weight, while others have work too.
+TURN: Final = 4
 
 
 class Choice:
@@ -48,6 +52,13 @@ class Choice:
         if not with_work or self._weights is None:
             return next(iter(with_work), None)
         return min(with_work, key=lambda queue: self._time(lane, queue))
+
+    def most(self, queues: Sequence[WorkerQueue], lane: str, queue: WorkerQueue, want: int) -> int:
+        """How many to claim from it at once: few, where others have a share as well."""
+        shared = any(other.has_work[lane] for other in queues if other is not queue)
+        if self._weights is None or not shared:
+            return want
+        return min(want, TURN * self._weights[queue.index] // min(self._weights))
 
     def claim(self, lane: str, queue: WorkerQueue, count: int) -> None:
         """So many are being claimed from a queue, which moves the time of its lane to its own."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from conveyor.task import Definition
     from conveyor.worker.job import Job
-    from conveyor.worker.pool import Death
+    from conveyor.worker.process import Death
 
 _Settled = tuple["Job", str, bytes, int]
 
@@ -34,7 +34,7 @@ def settle_death(
             yield job, "cancelled", b"", 0
         else:
             yield _timed_out(job, definitions[job.name])
-    interrupted = shutting_down or bool(death.guilty)
+    interrupted = shutting_down or death.killed
     for job in death.begun:
         if interrupted:
             text = (

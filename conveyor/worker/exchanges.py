@@ -10,7 +10,7 @@ from conveyor.broker import commands
 from conveyor.worker.job import ASYNC, SYNC
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Container, Mapping, Sequence
 
     from conveyor.broker.commands import Command, Settled, Settlement
     from conveyor.settings import Settings
@@ -69,6 +69,32 @@ class Exchanges:
         self._worker = worker
         self._settings = settings
         self._choice = choice
+
+    def choose(
+        self,
+        queues: Sequence[WorkerQueue],
+        wants: Mapping[str, int],
+        passed_over: Callable[[str], Container[int]],
+    ) -> tuple[WorkerQueue | None, dict[str, int]]:
+        """Of which queue the next is, and how many tasks it is to claim there, by lane.
+
+        Args:
+            queues: Those it may be of; what ends goes before what is claimed.
+            wants: How many tasks are wanted, by lane.
+            passed_over: Numbers of the queues of which none is, by lane.
+        """
+        chosen = {
+            lane: self._choice.choose(queues, lane, passed_over(lane)) if want else None
+            for lane, want in wants.items()
+        }
+        ending = next((queue for queue in queues if queue.pending), None)
+        queue = ending or chosen[SYNC] or chosen[ASYNC]
+        most = self._choice.most
+        asked = {
+            lane: most(queues, lane, queue, want) if queue and chosen[lane] is queue else 0
+            for lane, want in wants.items()
+        }
+        return queue, asked
 
     def begin(
         self,

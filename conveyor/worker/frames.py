@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 #: Granted in place of a run, which no such number is of: what runs wait for is to go to the head of
 #: its queue, or no more.
 CALM, HURRY = 0, 2**64 - 1
+#: In place of a reason to stop.
+SHOWN: Final = 0
 #: The largest body that is sent in the datagram itself.
 INLINE: Final = 32_768
 #: Room for any datagram. Small on purpose: a large receive buffer costs more than a small task.
@@ -73,7 +75,7 @@ class JobFrame(NamedTuple):
 
 
 class StopFrame(NamedTuple):
-    """The wish that a run of the async lane be stopped."""
+    """The wish that a run of the async lane be stopped, or `SHOWN`: its stack printed."""
 
     sequence: int
     reason: int
@@ -137,15 +139,22 @@ def receive_job(sock: socket.socket, flags: int = 0) -> JobFrame | StopFrame | N
     return JobFrame(sequence, number, task_id, record, *times)
 
 
-def take_back(sock: socket.socket) -> list[int]:
-    """Reads what a child has not read yet from the child's own end: sequence numbers, in order."""
+def take_back(sock: socket.socket) -> tuple[list[int], list[StopFrame]]:
+    """Reads what a child has not read yet from the child's own end, in order.
+
+    Returns:
+        The sequence numbers of tasks, and the wishes to stop, which are to be sent again.
+    """
     numbers: list[int] = []
+    stops: list[StopFrame] = []
     with contextlib.suppress(BlockingIOError):
         while data := sock.recv(BUFFER, socket.MSG_DONTWAIT):
-            sequence, kind, *_ = _JOB.unpack_from(data)
-            if kind != _STOP:
+            sequence, kind, reason, *_ = _JOB.unpack_from(data)
+            if kind == _STOP:
+                stops.append(StopFrame(sequence, reason))
+            else:
                 numbers.append(sequence)
-    return numbers
+    return numbers, stops
 
 
 def send_outcome(sock: socket.socket, large: socket.socket, outcome: OutcomeFrame) -> None:

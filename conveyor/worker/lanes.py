@@ -15,15 +15,19 @@ import asyncio
 import ctypes
 import logging
 import socket
+import sys
 import threading
+import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 from conveyor.context import enter, leave
 from conveyor.errors import TaskCancelled, TaskTimeout
-from conveyor.worker.frames import JobFrame, StopFrame, receive_job
+from conveyor.worker.frames import SHOWN, JobFrame, StopFrame, receive_job
 from conveyor.worker.runner import CANCELLED
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from conveyor.worker.hooks import Hooks
     from conveyor.worker.loans import Loans
     from conveyor.worker.runner import Run, Runner
@@ -221,7 +225,9 @@ class AsyncLane:
 
     def _stop(self, frame: StopFrame) -> None:
         task = self._running.get(frame.sequence)
-        if task is not None:
+        if task is not None and frame.reason == SHOWN:
+            _print_stack(task)
+        elif task is not None:
             # Not at once: cancelled before its first step it would end without an outcome.
             self.loop.call_soon(task.cancel)
 
@@ -244,6 +250,17 @@ class AsyncLane:
             self._running.pop(run.job.sequence, None)
             self._free.append(run.slot)
             del ending
+
+
+def _print_stack(task: asyncio.Task[None]) -> None:
+    """Prints where a coroutine waits; its thread's stack shows the event loop alone."""
+    frames: list[tuple[FrameType, int]] = []
+    waits: Any = task.get_coro()
+    while (frame := getattr(waits, "cr_frame", None)) is not None:
+        frames.append((frame, frame.f_lineno))
+        waits = waits.cr_await
+    lines = traceback.StackSummary.extract(iter(frames[1:])).format()
+    print("Coroutine (outermost call first):", *lines, sep="\n", file=sys.stderr, flush=True)
 
 
 def _set_async_exception(ident: int, error: type[BaseException] | None) -> None:

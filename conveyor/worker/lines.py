@@ -61,7 +61,8 @@ class Lines:
             memory = group[0].keys.memory
             greet = functools.partial(self._greet, group)
             link = Link(self._server, memory, self._selector, greet)
-            bell = Bell(group, beat=self._beat, heard=self._heard)
+            several = len(self._queues) > 1
+            bell = Bell(group, several=several, beat=self._beat, heard=self._heard)
             bell.link = Link(self._server, memory, self._selector, bell.greet, blocking=True)
             for queue in group:
                 queue.link = link

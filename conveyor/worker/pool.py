@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from conveyor.worker.child import Ends, Work, run_child
 from conveyor.worker.frames import (
+    SHOWN,
     OutcomeFrame,
     StopFrame,
     read_pauses,
@@ -29,7 +30,7 @@ from conveyor.worker.frames import (
 )
 from conveyor.worker.job import ASYNC, SYNC
 from conveyor.worker.lending import MOST_SUSPENDED, Lending
-from conveyor.worker.process import Child, Lane
+from conveyor.worker.process import Child, Death, Lane
 from conveyor.worker.signals import held_back
 from conveyor.worker.slots import Slots
 
@@ -47,31 +48,15 @@ AHEAD: Final = 8
 SHORT_RUN: Final = 0.001
 #: Seconds after which what lies behind a run is taken back.
 STUCK: Final = 0.025
+#: Seconds after which a lane that could run what it was given, and has not read it, is held up: by
+#: a coroutine that computes, code that holds the interpreter's lock, or a signal.
+DEAF: Final = 0.05
+#: Seconds in which such a lane is given nothing, unless it answers.
+DEAF_PAUSE: Final = 0.25
 #: Seconds that a run asked to stop has before its child is killed.
 HARD_STOP: Final = 1.0
 #: Seconds before a child that died without having run anything is replaced.
 RESPAWN_PAUSE: Final = 1.0
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Death:
-    """A child that is gone.
-
-    Attributes:
-        pid: It was.
-        reason: In words.
-        guilty: Runs for which it was killed.
-        begun: Other runs it had begun.
-        untouched: What it was given and had not begun.
-        early: Whether it died before it had run anything.
-    """
-
-    pid: int
-    reason: str
-    guilty: list[Job]
-    begun: list[Job]
-    untouched: list[Job]
-    early: bool
 
 
 class Pool:
@@ -131,10 +116,15 @@ class Pool:
                 self._spawn_at = now + RESPAWN_PAUSE
         for child in self.lending.let_go(now):
             self._retire(child)
+        for lane in self._deaf_lanes():
+            if now >= lane.deaf_until:
+                lane.deaf_until = 0.0
 
     def deadline(self) -> float | None:
         """When `fill` has something to do, monotonic."""
-        return self._spawn_at if self._is_short() else self.lending.deadline()
+        moments = [self._spawn_at if self._is_short() else self.lending.deadline()]
+        moments += [lane.deaf_until for lane in self._deaf_lanes()]
+        return min((moment for moment in moments if moment is not None), default=None)
 
     def send(self, lane: str, jobs: deque[Job], *, short: bool) -> None:
         """Gives jobs to children, idle ones first; what nobody has room for stays.
@@ -170,30 +160,34 @@ class Pool:
         None when no child takes any.
         """
         lanes = [child.lanes[lane] for child in self.children if self._is_open(child)]
+        lanes = [each for each in lanes if not each.deaf_until]
         if self.lending.active:
             return self.lending.room(lane, lanes)
         if not lanes:
             return None
         return sum(each.width - len(each.inflight) for each in lanes) - self._outgoing(lane)
 
-    def jobs(self) -> Iterable[Job]:
-        """All that children have been given."""
-        return [
-            job
-            for child in self.children
-            for lane in child.lanes.values()
-            for job in lane.inflight.values()
-        ]
-
     def take_back(self, now: float, *, everything: bool = False) -> list[Job]:
         """What lies unread behind long runs or in children that begin, or all; in order."""
         jobs: list[Job] = []
         for child in self.children:
             for lane in child.lanes.values():
-                waits = len(lane.inflight) > lane.width or not child.slots.served()
-                stuck = waits and now - lane.moved_at > STUCK
-                if lane.inflight and (everything or stuck):
-                    jobs.extend(child.take_back(lane))
+                if everything and lane.inflight:
+                    jobs += child.take_back(lane)
+                elif lane.inflight and now - lane.moved_at > STUCK:
+                    jobs += self._take_unread(child, lane, now)
+        return jobs
+
+    def _take_unread(self, child: Child, lane: Lane, now: float) -> list[Job]:
+        if len(lane.inflight) > lane.width or not child.slots.served():
+            return child.take_back(lane)
+        begun = set(child.slots.running())
+        unread = [job.sent_at for number, job in lane.inflight.items() if number not in begun]
+        if not unread or now - min(unread) <= DEAF:
+            return []
+        jobs = child.take_back(lane)
+        if jobs:
+            lane.deaf_until = now + DEAF_PAUSE
         return jobs
 
     def stop(self, job: Job, reason: int, now: float) -> bool:
@@ -217,8 +211,7 @@ class Pool:
                 if job is not None and sequence not in child.kill_at:
                     late.append(job)
             self._kill_if_due(child, now)
-            if not child.retiring and (self._is_spent(child) or self._has_grown(child)):
-                self._retire(child)
+            self._retire_worn(child)
         self.fill(now)
         return late
 
@@ -227,9 +220,15 @@ class Pool:
         for child in self.children:
             child.signal(signal.SIGKILL)
 
-    def dump_stacks(self) -> None:
-        """Has every child print what its threads are doing."""
+    def dump_stacks(self, now: float) -> None:
+        """Logs what every child has been given, and has it print where that is."""
         for child in self.children:
+            for lane in child.lanes.values():
+                for job in lane.inflight.values():
+                    log.warning("child %d has had %s for %.1fs", child.pid, job, now - job.sent_at)
+            with contextlib.suppress(OSError):  # full or gone: its threads' stacks are all there is
+                for number in child.lanes[ASYNC].inflight:
+                    send_stop(child.lanes[ASYNC].near, StopFrame(number, SHOWN))
             child.signal(signal.SIGUSR1)
 
     def shrink(self) -> None:
@@ -254,8 +253,7 @@ class Pool:
                 gone = True
         if outcomes:
             self._on_outcomes(outcomes)
-        if child.retiring or self._is_spent(child):
-            self._retire(child)
+        self._retire_worn(child)
         return gone
 
     def _answered(self, child: Child, frame: OutcomeFrame) -> Job | None:
@@ -265,6 +263,7 @@ class Pool:
                 if lane.lent:
                     self.lending.end(lane, job)
                 lane.moved_at = time.monotonic()
+                lane.deaf_until = 0.0
                 child.done += 1
                 child.kill_at.pop(frame.sequence, None)
                 if job.suspect:
@@ -298,6 +297,10 @@ class Pool:
                         break
                     jobs.popleft()
 
+    def _deaf_lanes(self) -> list[Lane]:
+        lanes = (lane for child in self.children for lane in child.lanes.values())
+        return [lane for lane in lanes if lane.deaf_until]
+
     def _outgoing(self, lane: str) -> int:
         """How many runs children still have whose successors are here already."""
         return sum(len(child.lanes[lane].inflight) for child in self.children if child.retiring)
@@ -309,7 +312,8 @@ class Pool:
 
     def _has_room(self, child: Child, name: str, ahead: int) -> bool:
         lane = child.lanes[name]
-        return self._is_open(child) and not lane.full and len(lane.inflight) < lane.width + ahead
+        free = not lane.full and not lane.deaf_until
+        return free and self._is_open(child) and len(lane.inflight) < lane.width + ahead
 
     def _give(self, child: Child, lane: Lane, job: Job) -> bool:
         try:
@@ -344,9 +348,8 @@ class Pool:
                 send_stop(child.lanes[ASYNC].near, StopFrame(job.sequence, reason))
 
     def _kill_if_due(self, child: Child, now: float) -> None:
-        due = {sequence for sequence, moment in child.kill_at.items() if now >= moment}
-        if due and not child.killed_for:
-            child.killed_for = due
+        if not child.killed_for and any(now >= moment for moment in child.kill_at.values()):
+            child.killed_for = set(child.kill_at)  # all were asked to end, and end so
             child.signal(signal.SIGKILL)
 
     def _is_spent(self, child: Child) -> bool:
@@ -357,6 +360,10 @@ class Pool:
 
     def _has_grown(self, child: Child) -> bool:
         return self._max_memory != float("inf") and child.memory() > self._max_memory
+
+    def _retire_worn(self, child: Child) -> None:
+        if child.retiring or self._is_spent(child) or self._has_grown(child):
+            self._retire(child)
 
     def _retire(self, child: Child) -> None:
         child.retiring = True
@@ -421,29 +428,12 @@ class Pool:
         self._selector.unregister(child.large)
         if child.pidfd >= 0:
             self._selector.unregister(child.pidfd)
-        death = self._death(child, status)
+        for lane in child.lanes.values():
+            if lane.full:
+                self._has_drained(lane)
+        death = child.death(status)
         child.close()
         if death.early:
             self._spawn_at = time.monotonic() + RESPAWN_PAUSE
         self._on_death(death)
         self.fill(time.monotonic())
-
-    def _death(self, child: Child, status: int) -> Death:
-        untouched: list[Job] = []
-        for lane in child.lanes.values():
-            if lane.full:
-                self._has_drained(lane)
-            if lane.near.fileno() >= 0:
-                untouched += lane.take_back()
-        begun_numbers = set(child.slots.running())
-        left = [job for lane in child.lanes.values() for job in lane.inflight.values()]
-        guilty = [job for job in left if job.sequence in child.killed_for]
-        begun = [job for job in left if job.sequence in begun_numbers and job not in guilty]
-        untouched += [job for job in left if job not in guilty and job not in begun]
-        early = child.done == 0 and not begun and not child.retiring
-        return Death(child.pid, _reason(status), guilty, begun, untouched, early)
-
-
-def _reason(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"

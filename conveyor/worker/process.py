@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from conveyor.worker.frames import make_pair, take_back
+from conveyor.worker.frames import make_pair, send_stop, take_back
 from conveyor.worker.job import ASYNC, SYNC, Job
 
 if TYPE_CHECKING:
-    import signal
-
     from conveyor.worker.slots import Slots
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A child that is gone.
+
+    Attributes:
+        pid: It was.
+        reason: In words.
+        killed: Whether we killed it for runs that would not stop.
+        guilty: Those of them that had not ended after all.
+        begun: Other runs it had begun.
+        untouched: What it was given and had not begun.
+        early: Whether it died before it had run anything.
+    """
+
+    pid: int
+    reason: str
+    killed: bool
+    guilty: list[Job]
+    begun: list[Job]
+    untouched: list[Job]
+    early: bool
 
 
 class Lane:
@@ -28,6 +51,7 @@ class Lane:
         lent: Those among them that wait for other tasks, and lend their slots.
         asking: Those among the lent that would go on, in the order in which they asked.
         moved_at: When something last moved here, monotonic.
+        deaf_until: While it is given nothing, since it did not read what it was given; else 0.
         full: Whether its socket is.
     """
 
@@ -39,13 +63,16 @@ class Lane:
         self.lent: set[int] = set()
         self.asking: dict[int, None] = {}
         self.moved_at = 0.0
+        self.deaf_until = 0.0
         self.full = False
 
     def take_back(self) -> list[Job]:
         """What the child has not read, in order."""
-        return [
-            self.inflight.pop(number) for number in take_back(self.far) if number in self.inflight
-        ]
+        numbers, stops = take_back(self.far)
+        with contextlib.suppress(OSError):  # gone: nothing of it runs any more
+            for stop in stops:
+                send_stop(self.near, stop)
+        return [self.inflight.pop(number) for number in numbers if number in self.inflight]
 
     def close(self) -> None:
         """Closes both ends: the child reads end of file once it has read the rest."""
@@ -102,6 +129,21 @@ class Child:
         self.alone = self.alone and self.busy() > 0
         return jobs
 
+    def death(self, status: int) -> Death:
+        """What to tell of it now that it is gone, by what `waitpid` said and what it had noted."""
+        untouched: list[Job] = []
+        for lane in self.lanes.values():
+            if lane.near.fileno() >= 0:
+                untouched += lane.take_back()
+        noted = set(self.slots.running())
+        left = [job for lane in self.lanes.values() for job in lane.inflight.values()]
+        guilty = [job for job in left if job.sequence in self.killed_for]
+        begun = [job for job in left if job.sequence in noted and job not in guilty]
+        untouched += [job for job in left if job not in guilty and job not in begun]
+        killed = bool(self.killed_for)
+        early = self.done == 0 and not begun and not killed and not self.retiring
+        return Death(self.pid, _reason(status), killed, guilty, begun, untouched, early)
+
     def signal(self, number: signal.Signals) -> None:
         """Sends it a signal; nothing happens when it is gone."""
         with contextlib.suppress(ProcessLookupError):
@@ -133,3 +175,8 @@ class Child:
         self.slots.close()
         if self.pidfd >= 0:
             os.close(self.pidfd)
+
+
+def _reason(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -12,7 +13,7 @@ from conveyor.orchestrator import Clock
 from conveyor.worker.job import ASYNC, SYNC, Job
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from conveyor.broker.keys import QueueKeys
     from conveyor.broker.link import Link
@@ -40,6 +41,8 @@ class WorkerQueue:
         self.clock = Clock(keys, self.expect_work)
         self.has_work = {SYNC: True, ASYNC: True}
         self.limited = self.held_back = False
+        self.parked: set[str] = set()
+        self._unparked_at: dict[str, int] = {}
         self.rings = 0
         self.calls = 0
         self.asked: Mapping[str, int] = {}
@@ -72,15 +75,41 @@ class WorkerQueue:
             self.expect_work()
 
     def unpark(self, names: Iterable[bytes], start: int = 0) -> None:
-        """Has what is parked under these names released."""
+        """Has all that is parked under these names released."""
 
         def go_on(following: int | None) -> None:
             self.expect_work()
             if following is not None and following >= 0:
                 self.unpark(names, following)
 
+        self._unpark(names, start, BATCH, go_on)
+
+    def unpark_some(self, lanes: Mapping[bytes, str], wants: Mapping[str, int]) -> None:
+        """Has as many released as are wanted, and no more before the next claim.
+
+        What this worker does not claim at once is parked again by those who do not know it.
+
+        Args:
+            lanes: Of the names that this worker knows.
+            wants: How many tasks, by lane.
+        """
+        for lane in [lane for lane in self.parked if wants[lane]]:
+            if self._unparked_at.get(lane) != self.calls:
+                self._unparked_at[lane] = self.calls
+                self.parked.discard(lane)
+                names = [name for name, its in lanes.items() if its == lane]
+                self._unpark(names, 0, wants[lane], functools.partial(self._unparked, lane))
+
+    def _unparked(self, lane: str, following: int | None) -> None:
+        if following != -1:
+            self.parked.add(lane)
+        self.expect_work(lane)
+
+    def _unpark(
+        self, names: Iterable[bytes], start: int, most: int, then: Callable[[int | None], None]
+    ) -> None:
         known = [name.decode() for name in names]
-        self.link.send(commands.unpark(self.keys, start, known), go_on)
+        self.link.send(commands.unpark(self.keys, start, known, most), then)
 
     def settle(self, job: Job, outcome: str, data: bytes = b"", delay_ms: int = 0) -> None:
         """Has a lease ended with the next call."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from conveyor.worker.job import Job
-    from conveyor.worker.pool import Death
+    from conveyor.worker.process import Death
 
 
 _RETRIED = (Outcome.ERROR, Outcome.TIMEOUT)

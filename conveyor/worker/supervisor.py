@@ -31,7 +31,7 @@ from conveyor.worker.frames import Outcome, OutcomeFrame
 from conveyor.worker.holdings import Holdings
 from conveyor.worker.job import ASYNC, SYNC, Job
 from conveyor.worker.lines import Lines
-from conveyor.worker.pool import SHORT_RUN, Death, Pool
+from conveyor.worker.pool import SHORT_RUN, Pool
 from conveyor.worker.queue import WorkerQueue, unheard
 from conveyor.worker.reports import report_death, report_outcome, report_refused
 from conveyor.worker.runner import CANCELLED, TIMED_OUT
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from conveyor.task import BaseTask
     from conveyor.worker.callbacks import Teller
     from conveyor.worker.plan import WorkerPlan
+    from conveyor.worker.process import Death
 
 log = logging.getLogger("conveyor.worker")
 
@@ -100,6 +101,7 @@ class Supervisor:
         self._next_tick = 0.0
         self._stop_by: float | None = None
         self._killing = False
+        self._looked_again = False
         self._lines = Lines(
             self._broker.server,
             self._queues,
@@ -163,10 +165,8 @@ class Supervisor:
             self._pool.kill()
 
     def dump_stacks(self) -> None:
-        """Logs what each child is running, and has it print its stacks."""
-        for job in self._pool.jobs():
-            log.info("%s has been here for %.1fs", job, time.monotonic() - job.claimed_at)
-        self._pool.dump_stacks()
+        """Logs what each child has been given, and has it print its stacks."""
+        self._pool.dump_stacks(time.monotonic())
 
     def _make_pool(self, client: Client) -> Pool:
         plan = self.plan
@@ -231,8 +231,17 @@ class Supervisor:
                 out_of_time and self._killing
             )
         if self.plan.burst and settled and not self._expects_work() and not self._exchanges.count:
-            self.shut_down()
+            self._end_burst()
         return False
+
+    def _end_burst(self) -> None:
+        """Looks once more: what ran last may have sent something while nothing listened."""
+        if self._looked_again:
+            self.shut_down()
+            return
+        self._looked_again = True
+        for queue in self._queues:
+            queue.expect_work()
 
     def _expects_work(self) -> bool:
         return any(queue.has_any_work() for queue in self._queues)
@@ -298,6 +307,8 @@ class Supervisor:
         claiming = self._exchanges.claiming
         standing = any(bell.stands for bell in self._lines.bells)
         wants = {lane: 0 if standing else self._wanted(lane) for lane in self._held.waiting}
+        for queue in self._queues:
+            queue.unpark_some(self._lanes, wants)
         for link in self._lines.calls:
             if link.idle:
                 self._exchange(link, wants)
@@ -358,20 +369,9 @@ class Supervisor:
 
     def _exchange(self, link: Link, wants: dict[str, int]) -> None:
         queues = [queue for queue in self._queues if queue.link is link]
-        chosen = {
-            lane: self._choice.choose(queues, lane, self._pool.lending.passed_over(lane))
-            if wants[lane]
-            else None
-            for lane in wants
-        }
-        queue = (
-            next((queue for queue in queues if queue.pending), None)
-            or chosen[SYNC]
-            or chosen[ASYNC]
-        )
+        queue, asked = self._exchanges.choose(queues, wants, self._pool.lending.passed_over)
         if queue is None:
             return
-        asked = {lane: wants[lane] if chosen[lane] is queue else 0 for lane in wants}
         if queue.limited:
             # What is claimed counts as started: it must not wait here.
             asked = {n: min(want, self._wanted(n, ahead=False)) for n, want in asked.items()}
@@ -398,6 +398,7 @@ class Supervisor:
         if self._teller.tasks:
             self._teller.settled(queue.keys.queue, exchange.batch, answer.verdicts, answer.now_ms)
         claimed = answer.claimed
+        self._looked_again = self._looked_again and not claimed
         for i in range(0, len(claimed), 2):
             lane = self._held.take(queue, claimed[i], claimed[i + 1], exchange.sent_at)
             self._choice.missed(lane, queue, -1)
@@ -423,7 +424,7 @@ class Supervisor:
 
     def _on_heard(self, queue: WorkerQueue, meaning: str, member: bytes) -> None:
         if member == PARKED_MAIL:
-            queue.unpark(self._definitions)
+            queue.parked = {SYNC, ASYNC}
             return
         if meaning == "stop":
             job = self._held.leases.find(queue.index, member[:TOKEN], member[TOKEN:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from conveyor.orchestrator import Orchestrator
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 
 def test_scheduled_task_runs_when_it_is_due_and_not_before(lab: Lab) -> None:
@@ -55,6 +58,21 @@ def test_orchestrator_alone_serves_a_worker_without(lab: Lab) -> None:
             (start,) = lab.history.read("start", task_id=one.id)
             assert start.moment / 1e9 - one.task().enqueue_after.timestamp() < 2
     orchestrator.stop()
+
+
+def test_orchestrator_that_hears_of_a_moment_tells_another(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conveyor.orchestrator.RECHECK", 3600.0)
+    several = [Orchestrator(lab.app) for _ in range(2)]
+    for one in several:
+        one.start()
+    clocks = [one._clocks[0] for one in several]
+    wait_until(lambda: all(one._due == math.inf for one in clocks), "both idle", seconds=SOON)
+    lab.tasks.add.schedule(1, 1, after=3600)
+    wait_until(lambda: all(one._due < math.inf for one in clocks), "both know", seconds=SOON)
+    for one in several:
+        one.stop()
 
 
 def test_two_orchestrators_move_each_task_once(lab: Lab) -> None:

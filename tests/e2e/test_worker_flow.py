@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -78,6 +80,28 @@ def test_sync_tasks_run_beside_async_ones(lab: Lab) -> None:
         assert [one.wait(SOON) for one in results]
 
 
+def test_coroutines_do_not_wait_behind_one_that_computes(lab: Lab) -> None:
+    gate = lab.gate()
+    with lab.worker("-c", "2"):
+        long = lab.tasks.hold_loop.delay(gate.path)
+        lab.wait_for_starts(long)
+        short = [lab.tasks.aeffect.delay() for _ in range(20)]  # to both children by turns
+        assert all(one.wait(SOON) for one in short)
+        assert long.status is TaskStatus.PROCESSING
+        gate.open()
+        assert long.wait(SOON)
+
+
+def test_nothing_waits_for_an_idle_child_that_is_stopped(lab: Lab) -> None:
+    with lab.worker("-c", "2", "--threads", "4") as worker:
+        wait_until(lambda: len(worker.children()) == 2, "both are there", seconds=SOON)
+        stopped = worker.children()[0]
+        os.kill(stopped, signal.SIGSTOP)
+        assert all(one.wait(SOON) for one in lab.tasks.add.map([(1, 2)] * 20))
+        os.kill(stopped, signal.SIGCONT)
+        wait_until(lambda: lab.tasks.where.delay().wait(SOON) == stopped, "it runs", seconds=SOON)
+
+
 def test_a_thousand_coroutines_at_once(lab: Lab) -> None:
     gate = lab.gate()
     with lab.worker("-c", "2", "--coroutines", "500"):
@@ -105,6 +129,30 @@ def test_queues_in_strict_order(lab: Lab) -> None:
         assert [one.wait(SOON) for one in (*high, *low)]
     order = [event.id for event in lab.history.read("start")]
     assert order == [one.id for one in (*high, *low)]
+
+
+def test_what_comes_to_a_higher_queue_goes_before_the_backlog_of_a_lower_one(lab: Lab) -> None:
+    gates = [lab.gate() for _ in range(2)]
+    with lab.worker("-c", "1", "-Q", "high,low"):
+        hold, effect = (each.options(queue="low") for each in (lab.tasks.hold, lab.tasks.effect))
+        low = lab.app.map([hold.call(gate.path) for gate in gates] + [effect.call()] * 20)
+        lab.wait_for_starts(low[0])
+        high = lab.tasks.effect.options(queue="high").delay()
+        gates[0].open()
+        wait_until(lambda: lab.history.count("start") >= 2, "the next has started", seconds=SOON)
+        gates[1].open()
+        assert [one.wait(SOON) for one in (high, *low)]
+    order = [event.id for event in lab.history.read("start")]
+    assert order.index(high.id) in (1, 2)
+
+
+def test_short_runs_keep_the_weights_too(lab: Lab) -> None:
+    heavy = lab.tasks.effect.options(queue="heavy").map([()] * 300)
+    light = lab.tasks.effect.options(queue="light").map([()] * 300)
+    with lab.worker("-c", "1", "-Q", "heavy:3,light:1"):
+        assert [one.wait(SOON) for one in (*heavy, *light)]
+    first = {event.id for event in lab.history.read("start")[:40]}
+    assert 24 <= len(first & {one.id for one in heavy}) <= 36
 
 
 def test_queues_by_weight(lab: Lab) -> None:
@@ -176,7 +224,7 @@ def test_child_is_replaced_after_exactly_so_many_coroutines(lab: Lab) -> None:
 def test_child_that_grew_is_replaced(lab: Lab) -> None:
     with lab.worker("-c", "1", "--max-memory-per-child", "150M"):
         fat = lab.tasks.hoard.delay(200 * 1_048_576).wait(SOON)
-        wait_until(lambda: lab.tasks.where.delay().wait(SOON) != fat, "replaced", seconds=SOON)
+        assert lab.tasks.where.delay().wait(SOON) != fat
 
 
 def test_burst_ends_when_the_queues_are_empty(lab: Lab) -> None:
@@ -194,6 +242,13 @@ def test_burst_of_an_app_without_async_tasks_ends(lab: Lab) -> None:
     with lab.worker("-c", "1", "--burst", tasks="add,noop", up=False) as worker:
         assert worker.wait() == 0
     assert {one.status for one in results} == {TaskStatus.SUCCESS}
+
+
+def test_burst_finishes_what_its_last_task_has_sent(lab: Lab) -> None:
+    lab.tasks.pass_on.delay(5)
+    with lab.worker("-c", "1", "--burst", up=False) as worker:
+        assert worker.wait() == 0
+    assert (lab.status().success, lab.status().queued) == (6, 0)
 
 
 def test_burst_finishes_what_a_failed_run_left_to_be_retried_at_once(lab: Lab) -> None:
@@ -234,6 +289,19 @@ def test_parked_task_is_run_beside_a_worker_that_does_not_know_it(lab: Lab, task
             later = [getattr(lab.tasks, task).delay(20, number) for number in range(50)]
             assert [one.wait(SOON) for one in later] == [20 + number for number in range(50)]
     assert lab.status().parked == 0
+
+
+def test_parked_tasks_stay_so_while_those_who_know_them_are_busy(lab: Lab) -> None:
+    gate = lab.gate()
+    with lab.worker("-c", "1") as knows:
+        lab.wait_for_starts(lab.tasks.hold.delay(gate.path))
+        with lab.worker("-c", "1", tasks="noop") as other:
+            results = lab.tasks.add.map([(1, number) for number in range(200)])
+            wait_until(lambda: lab.status().parked == 200, "all are parked", seconds=SOON)
+            assert other.output.count("is parked until") == 200
+            gate.open()
+            assert [one.wait(SOON) for one in results] == [1 + n for n in range(200)]
+            assert knows.alive
 
 
 def test_unknown_task_fails_after_its_grace(lab: Lab) -> None:

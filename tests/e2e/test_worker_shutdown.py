@@ -163,13 +163,14 @@ def test_shutdown_gives_back_in_order_what_was_claimed_ahead(lab: Lab) -> None:
 def test_what_a_child_is_running_is_printed_on_demand(lab: Lab) -> None:
     gate = lab.gate()
     with lab.worker("-c", "1") as worker:
-        running = lab.tasks.hold.delay(gate.path)
-        lab.wait_for_starts(running)
+        running = [task.delay(gate.path) for task in (lab.tasks.hold, lab.tasks.ahold)]
+        lab.wait_for_starts(*running)
         worker.signal(signal.SIGUSR1)
-        worker.wait_for(f"hold[{running.id[:8]}]")
-        worker.wait_for("in hold")  # its stack
+        for name, result in zip(("hold", "ahold"), running, strict=True):
+            worker.wait_for(f"{name}[{result.id[:8]}]")
+            worker.wait_for(f"in {name}\n")  # its stack
         gate.open()
-        assert running.wait(SOON) == 1
+        assert [one.wait(SOON) for one in running] == [1, 1]
 
 
 def test_rolling_restart_costs_no_task_anything(lab: Lab) -> None:

@@ -63,6 +63,33 @@ def test_timeout_in_threads_hits_only_its_own_run(lab: Lab) -> None:
         assert [one.wait(SOON) for one in others] == [1, 1]
 
 
+def test_runs_of_a_child_that_were_all_asked_to_stop_have_all_timed_out(lab: Lab) -> None:
+    with lab.worker("-c", "1", "--threads", "2"):
+        late = [lab.tasks.nap.options(execution_timeout=0.5 + n * 0.4) for n in range(2)]
+        results = [one.delay(600.0) for one in late]
+        for one in results:
+            assert [run.outcome for run in lab.ended(one).attempts] == ["timeout"]
+            assert lab.history.count("start", task_id=one.id) == 1
+
+
+def test_coroutines_that_are_cancelled_together_all_hear_of_it(lab: Lab) -> None:
+    gate = lab.gate()
+    with lab.worker("-c", "1") as worker:
+        results = lab.tasks.ahold.map([(gate.path,)] * 50)
+        lab.wait_for_starts(*results)
+        (child,) = worker.children()
+        (mailbox,) = (f"k:{one.decode()}" for one in lab.status().workers)
+        os.kill(child, signal.SIGSTOP)
+        assert all(one.cancel() for one in results[:10])
+        letters = lab.app.client.broker.keys("default").prefix + mailbox
+        wait_until(lambda: not lab.client.exists(letters), "the parent has read", seconds=SOON)
+        os.kill(child, signal.SIGCONT)
+        assert {lab.ended(one).status for one in results[:10]} == {TaskStatus.CANCELLED}
+        gate.open()
+        assert all(one.wait(SOON) for one in results[10:])
+    assert {one.task().interruptions for one in results[10:]} == {0}
+
+
 def test_call_of_c_that_hears_nothing_is_ended_with_its_child(lab: Lab) -> None:
     gate = lab.gate()
     with lab.worker("-c", "1") as worker:

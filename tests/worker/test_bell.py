@@ -34,7 +34,10 @@ class Idle:
         self.queue = WorkerQueue(0, broker.keys("default"), "01020304")
         memory = self.queue.keys.memory
         self.bell = Bell(
-            [self.queue], beat=False, heard=lambda _, lane, __: self.heard.append(lane)
+            [self.queue],
+            several=False,
+            beat=False,
+            heard=lambda _, lane, __: self.heard.append(lane),
         )
         self.bell.link = Link(broker.server, memory, selector, self.bell.greet, blocking=True)
         self.queue.link = Link(broker.server, memory, selector, lambda _: None)
@@ -142,7 +145,7 @@ def test_a_bell_that_lost_its_connection_may_have_lost_a_marker(app: Conveyor) -
     broker = app.client.broker
     queues = [WorkerQueue(n, broker.keys(name), "01020304") for n, name in enumerate("ab")]
     with selectors.DefaultSelector() as selector:
-        bell = Bell(queues, beat=True, heard=lambda *_: None)
+        bell = Bell(queues, several=True, beat=True, heard=lambda *_: None)
         bell.link = Link(broker.server, queues[0].keys.memory, selector, bell.greet, blocking=True)
         for _ in range(2):
             for queue in queues:

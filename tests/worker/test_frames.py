@@ -53,7 +53,7 @@ def test_what_was_not_read_is_taken_back_in_order_large_ones_too() -> None:
             send_job(near, JobFrame(number, 0, b"x", bytes(size), 0.0, 0.0))
         assert isinstance(receive_job(far), JobFrame)
         send_stop(near, StopFrame(1, 2))
-        assert take_back(far) == [2, 3]
+        assert take_back(far) == ([2, 3], [StopFrame(1, 2)])
         with pytest.raises(BlockingIOError):
             receive_job(far, socket.MSG_DONTWAIT)
 

@@ -7,7 +7,8 @@
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves
 -- ARGV
 --   ARGV[1]  number  how many parked tasks to pass over: start at 0, go on with what is returned
---   ARGV[2]  names   one argument a task name from here on
+--   ARGV[2]  number  how many to release at most
+--   ARGV[3]  names   one argument a task name from here on
 --                    (whoever asks claims next: no marker wakes those that do not know the names)
 -- RETURNS
 --   where to go on, or -1 when all were looked at
@@ -15,13 +16,13 @@
 --   1 one place per id, 5 bounded (100 ids, 1 MiB), 9 unusable records set aside
 
 local known = {}
-for i = 2, #ARGV do known[ARGV[i]] = true end
+for i = 3, #ARGV do known[ARGV[i]] = true end
 
 local start = tonumber(ARGV[1])
 local ids = redis.call('ZRANGE', Q .. 'parked', start, start + 99)
-local kept = 0
+local kept, left = 0, tonumber(ARGV[2])
 for _, id in ipairs(ids) do
-  if loaded >= ENOUGH then break end
+  if loaded >= ENOUGH or left == 0 then break end
   local record, reason = load(id)
   if not record or state_of(record) ~= PARKED then
     redis.call('ZREM', Q .. 'parked', id)
@@ -30,8 +31,9 @@ for _, id in ipairs(ids) do
     redis.call('ZREM', Q .. 'parked', id)
     redis.call('HDEL', extras(id), 'u')
     queue_again(id, record, push_tail, 'task_updated')
+    left = left - 1
   else
     kept = kept + 1
   end
 end
-return (#ids == 100 or loaded >= ENOUGH) and start + kept or -1
+return (#ids == 100 or loaded >= ENOUGH or left == 0) and start + kept or -1
