@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-import sys
 from datetime import tzinfo
 from pathlib import Path
 from typing import (
@@ -31,10 +30,11 @@ from conveyor.broker.keys import check_name
 from conveyor.client import Client
 from conveyor.codec import Codec
 from conveyor.errors import ConfigurationError
+from conveyor.forms import real_module
 from conveyor.listener import Listener
 from conveyor.manager import Manager
 from conveyor.operations import Operations
-from conveyor.options import TASK_OPTIONS, TaskOptions, refuse_unknown
+from conveyor.options import TASK_OPTIONS, TaskOptions, refuse_unknown, retried_errors
 from conveyor.recurring import (
     add_entry,
     check_declared,
@@ -362,7 +362,7 @@ class Conveyor:
             signature=Signature(function, name, bind=bind),
             bind=bind,
             is_async=is_async,
-            options=dict(options),
+            options={**retried_errors(self.settings), **options},
             queue=self.queue,
         )
         task: BaseTask[..., Any] = (
@@ -395,7 +395,7 @@ def _only_calls(calls: Iterable[Call[R]]) -> list[Call[R]]:
 def _task_name(function: Any, given: object) -> str:
     if not callable(function) or inspect.isclass(function) or not hasattr(function, "__qualname__"):
         raise ConfigurationError(f"{function!r} cannot be a task: decorate a function")
-    own = f"{_module_name(function)}.{function.__qualname__}"
+    own = f"{real_module(function.__module__)}.{function.__qualname__}"
     return check_task_name(own if given is None else given)
 
 
@@ -404,17 +404,6 @@ def _origin(task: BaseTask[..., Any]) -> str:
     function = inspect.unwrap(task.definition.function)
     code = getattr(function, "__code__", None)
     return f"{code.co_filename}:{function.__qualname__}" if code else repr(function)
-
-
-def _module_name(function: Callable[..., Any]) -> str:
-    """The module's name as a worker would import it, also in a script that is being run."""
-    if function.__module__ not in ("__main__", "__mp_main__"):
-        return function.__module__
-    main = sys.modules[function.__module__]
-    if main.__spec__ is not None:
-        return main.__spec__.name.removesuffix(".__main__")
-    file = getattr(main, "__file__", None)
-    return Path(file).stem if file else "__main__"
 
 
 def _calling_module() -> Path | None:

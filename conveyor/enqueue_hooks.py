@@ -38,14 +38,14 @@ def before_enqueue(client: Client, sendings: list[Sending]) -> list[Sending]:
         return sendings
     if client.plugins.wait_for is None or _in_loop():
         client.plugins.refuse_async()
-    return [_before(client, sending) for sending in sendings]
+    return [one if one.again else _before(client, one) for one in sendings]
 
 
 async def abefore_enqueue(client: Client, sendings: list[Sending]) -> list[Sending]:
     """The async twin of `before_enqueue`."""
     if not client.plugins.enqueue:
         return sendings
-    return [await _abefore(client, sending) for sending in sendings]
+    return [one if one.again else await _abefore(client, one) for one in sendings]
 
 
 def after_enqueue(

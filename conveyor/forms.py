@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
@@ -26,6 +26,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from msgpack import ExtType
+from typing_extensions import is_typeddict
 
 from conveyor.errors import SerializationError
 
@@ -57,8 +58,9 @@ class Opaque:
 def types_in(annotation: object) -> set[type]:
     """Return the dataclasses and Enums that an annotation names, and those that their fields name.
 
-    It looks into generics, unions, `Annotated`, `Literal`, `NewType`, type aliases and the bounds
-    of type variables. A field's annotation that only type checkers can resolve names nothing.
+    It looks into generics, unions, `Annotated`, `Literal`, `NewType`, `TypedDict`, type aliases and
+    the bounds and constraints of type variables. A field's annotation that only type checkers can
+    resolve names nothing.
 
     Example:
         >>> types_in(dict[str, Point | None])
@@ -76,12 +78,36 @@ def types_in(annotation: object) -> set[type]:
             todo += _field_types(item)
         elif isinstance(item, Enum):  # in a Literal
             todo.append(type(item))
+        elif is_typeddict(item):
+            module = getattr(sys.modules.get(item.__module__), "__dict__", {})
+            todo += resolved(item.__annotations__, module, {})
         elif not isinstance(item, type):
             origin, arguments = typing.get_origin(item), typing.get_args(item)
             todo += arguments[:1] if origin is typing.Annotated else (origin, *arguments)
+            todo += getattr(item, "__constraints__", ())
             if behind := _BEHIND.get(type(item).__name__):
                 todo.append(getattr(item, behind))
     return found
+
+
+def resolved(
+    annotations: Mapping[str, Any], module: Mapping[str, Any], own: Mapping[str, Any]
+) -> Iterator[Any]:
+    """Yield what annotations mean, but for those that only type checkers can resolve.
+
+    Args:
+        annotations: By name; what is text in them is looked up.
+        module: Where first.
+        own: And then where.
+    """
+    names = {**own, **module}
+    for name, annotation in annotations.items():
+        probe = SimpleNamespace(__annotations__={name: annotation})
+        try:
+            found = typing.get_type_hints(probe, names, include_extras=True)
+        except (AttributeError, NameError, SyntaxError, TypeError):
+            continue  # `encode` will refuse such a value and say what to do
+        yield from found.values()
 
 
 #: Where the annotation is that one of these stands for; Python 3.11 has no TypeAliasType.
@@ -96,11 +122,7 @@ def _field_types(kind: Any) -> Iterator[Any]:
         owner = next(b for b in kind.__mro__[::-1] if may_travel(b) and field in fields(b))
         names = {**vars(owner), owner.__name__: owner}
         module = getattr(sys.modules.get(owner.__module__), "__dict__", {})
-        probe = SimpleNamespace(__annotations__={field.name: field.type})
-        try:
-            yield from typing.get_type_hints(probe, names, module).values()
-        except (AttributeError, NameError, SyntaxError, TypeError):
-            continue  # `encode` will refuse such a value and say what to do
+        yield from resolved({field.name: field.type}, module, names)
 
 
 def may_travel(kind: object) -> bool:
@@ -118,13 +140,20 @@ def is_buildable(kind: type) -> bool:
 
 
 def wire_name(kind: type) -> str:
-    """Return `module:qualname`, for a script run as a program with the name to import it by."""
-    module = kind.__module__
-    if module == "__main__":
-        main = sys.modules[module]
-        spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
-        module = spec.name if spec else Path(file).stem if file else module
-    return f"{module}:{kind.__qualname__}"
+    """Return `module:qualname`, the module by the name to import it by."""
+    return f"{real_module(kind.__module__)}:{kind.__qualname__}"
+
+
+def real_module(name: str) -> str:
+    """Return by what name others import a module, also a script that is being run.
+
+    `__mp_main__` is that script in a process that `multiprocessing` has started.
+    """
+    if name not in ("__main__", "__mp_main__"):
+        return name
+    main = sys.modules[name]
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    return spec.name if spec else Path(file).stem if file else "__main__"
 
 
 def title_of(kind: type) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
 from conveyor.backoff import DEFAULT_BACKOFF
 from conveyor.broker.keys import check_id, check_name
@@ -18,6 +17,7 @@ from conveyor.settings import check_setting
 from conveyor.spelling import nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import tzinfo
 
     from conveyor.backoff import Backoff, Strategy
@@ -88,7 +88,11 @@ class TaskOptions(RunOptions, RecurringOptions, total=False):
 RECURRING_OPTIONS = frozenset(RecurringOptions.__annotations__)
 _TASK_ONLY = frozenset({"name", "retry_on", "no_retry_on", "bind"}) | RECURRING_OPTIONS
 _CALL_ONLY = frozenset({"id", "on_existing"})
-_SETTINGS = frozenset(RunOptions.__annotations__) - {"queue", "expires", "headers"} | {"backoff"}
+_SETTINGS = frozenset(RunOptions.__annotations__) - {"queue", "expires"} | {
+    "backoff",
+    "retry_on",
+    "no_retry_on",
+}
 TASK_OPTIONS = frozenset(RunOptions.__annotations__) | {"backoff"} | _TASK_ONLY
 CALL_OPTIONS = frozenset(RunOptions.__annotations__) | {"backoff"} | _CALL_ONLY
 
@@ -127,13 +131,11 @@ def make_plan(
     Raises:
         ConfigurationError: A value is not allowed.
     """
-    for name in ("retry_on", "no_retry_on"):
-        _check_classes(name, given.get(name))
     chosen = {name: getattr(settings, name) for name in _SETTINGS}
     chosen.update(_checked(given))
     implied = "backoff" not in given and chosen["backoff"] == DEFAULT_BACKOFF
     backoff = None if implied else chosen["backoff"]
-    options = Options(backoff, _finite(chosen["execution_timeout"]), _headers(given))
+    options = Options(backoff, _finite(chosen["execution_timeout"]), chosen["headers"])
     custom_id = given.get("id")
     return Plan(
         queue=check_name(given.get("queue", queue), "queue"),
@@ -143,6 +145,12 @@ def make_plan(
         id=None if custom_id is None else check_id(custom_id),
         on_existing=_on_existing(given.get("on_existing", "return")),
     )
+
+
+def retried_errors(settings: Settings) -> dict[str, Any]:
+    """The options that say which errors are retried, where the app has set them."""
+    set_once = {"retry_on": settings.retry_on, "no_retry_on": settings.no_retry_on}
+    return {name: value for name, value in set_once.items() if value is not None}
 
 
 def refuse_unknown(given: Mapping[str, Any], known: frozenset[str], what: str) -> None:
@@ -184,15 +192,6 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
         is_code = name == "backoff" and callable(value)
         checked[name] = None if is_code else check_setting(name, value, "option")
     return checked
-
-
-def _check_classes(name: str, value: object) -> None:
-    is_many = isinstance(value, list | tuple)
-    for item in cast("Sequence[object]", value) if is_many else [value]:
-        if value is not None and not (isinstance(item, type) and issubclass(item, BaseException)):
-            raise ConfigurationError(
-                f"{name} cannot be {value!r} (option): use an exception class or a list of them"
-            )
 
 
 def _limits(chosen: Mapping[str, Any], is_async: bool) -> Limits:
@@ -258,20 +257,3 @@ def _on_existing(value: object) -> OnExisting:
     raise ConfigurationError(
         f"on_existing cannot be {value!r} (option): use 'return', 'error' or 'replace_ended'"
     )
-
-
-def _headers(given: Mapping[str, Any]) -> dict[str, str] | None:
-    headers = given.get("headers")
-    if headers is None:
-        return None
-    if not isinstance(headers, Mapping):
-        raise ConfigurationError(
-            f"headers cannot be {headers!r} (option): use a dict of str to str"
-        )
-    given_headers = cast("Mapping[object, object]", headers)
-    for name, value in given_headers.items():
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise ConfigurationError(
-                f"headers cannot have {name!r}: {value!r} (option): both must be str"
-            )
-    return dict(cast("Mapping[str, str]", headers))

@@ -6,15 +6,17 @@ origin of the value, and says them together with the words.
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from conveyor.moments import to_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 #: A whole number, or ``math.inf`` for unlimited.
 Limit: TypeAlias = int | float
@@ -86,6 +88,36 @@ def flag() -> Rule:
 def size() -> Rule:
     """Bytes, also as ``"200M"`` (K, M and G are powers of 1,024), or ``math.inf``."""
     return Rule('bytes (209715200 or "200M"), or math.inf', _check_size, _read_size)
+
+
+def exceptions() -> Rule:
+    """Exception classes, kept as a tuple; only code can give them."""
+    return Rule("an exception class or a list of them, in code", _check_classes, _read_nothing)
+
+
+def texts() -> Rule:
+    """Texts by name; in a text they are JSON."""
+    return Rule("a dict of str to str", _check_texts, json.loads)
+
+
+def _check_classes(value: Any) -> tuple[type[BaseException], ...]:
+    many = cast("Sequence[Any]", value) if isinstance(value, list | tuple) else (value,)
+    if all(isinstance(each, type) and issubclass(each, BaseException) for each in many):
+        return tuple(many)
+    raise TypeError("no exception classes")
+
+
+def _read_nothing(text: str) -> object:
+    raise ValueError(text)
+
+
+def _check_texts(value: Any) -> dict[str, str]:
+    given = cast("Mapping[Any, Any]", value)
+    if not isinstance(value, Mapping) or not all(
+        isinstance(text, str) for item in given.items() for text in item
+    ):
+        raise TypeError("no texts by name")
+    return dict(given)
 
 
 def _read_whole(text: str) -> Limit:

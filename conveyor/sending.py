@@ -35,11 +35,12 @@ R = TypeVar("R")
 
 
 class Sending(NamedTuple):
-    """A packed call on its way."""
+    """A packed call on its way; `again` once plugins were told of it and it may have been sent."""
 
     queue: str
     task: NewTask
     on_existing: str
+    again: bool = False
 
 
 def send_all(client: Client, calls: list[Call[R]]) -> list[TaskResult[R]]:
@@ -111,7 +112,7 @@ def _enqueue(client: Client, batch: list[Sending]) -> Command[list[bytes | None]
 
 
 def _report(batch: list[Sending]) -> None:
-    for queue, task, _ in batch:
+    for queue, task, *_ in batch:
         name = payload_of(task.record).name
         extra = {"task": name, "id": task.id, "queue": queue}
         log.debug("sending %s[%s] to %s", name, task.id[:8], queue, extra=extra)
@@ -148,7 +149,7 @@ def _partial(
     error: ConveyorError,
 ) -> PartialEnqueue:
     pending = [
-        replace(call, id=sending.task.id)
+        replace(call, id=sending.task.id, sending=sending._replace(again=True))
         for call, sending in zip(calls[len(results) :], sendings[len(results) :], strict=True)
     ]
     return PartialEnqueue(

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from conveyor.backoff import DEFAULT_BACKOFF, STRATEGIES, Backoff, parse_backoff
 from conveyor.errors import ConfigurationError
-from conveyor.rules import Rule, choice, duration, flag, size, whole
+from conveyor.rules import Rule, choice, duration, exceptions, flag, size, texts, whole
 from conveyor.spelling import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from conveyor.rules import Limit
 
@@ -48,6 +48,10 @@ class Settings:
     stall_retry_limit: Limit | None = None
     #: The delay before an error retry: a ``Backoff``, or given as a strategy's name.
     backoff: Backoff = DEFAULT_BACKOFF
+    #: The errors that are retried. None: all. Like the next, given in code alone.
+    retry_on: Sequence[type[BaseException]] | None = None
+    #: The errors that are not retried. None: none.
+    no_retry_on: Sequence[type[BaseException]] | None = None
     #: How long one run may take before it is stopped, in seconds.
     execution_timeout: float = math.inf
     #: The silence after which a running task counts as stalled, in seconds.
@@ -68,6 +72,8 @@ class Settings:
     retain_failed: float = 604_800.0
     #: Most records of tasks that succeeded kept in a queue; the oldest are dropped first.
     retain_success_count: Limit = 1_000_000
+    #: Carried along with every task (trace, tenant). As a text: JSON. None: no headers.
+    headers: Mapping[str, str] | None = None
     #: The largest encoded call or result, in bytes: 1 MiB. May be given as ``"1M"``.
     max_payload: Limit = 1_048_576
     #: How long a task whose name no worker knows waits before it fails, in seconds: 1 day.
@@ -85,6 +91,10 @@ class Settings:
     max_memory_per_child: Limit = math.inf
     #: How long a warm shutdown waits for running tasks, in seconds.
     grace: float = 25.0
+    #: Whether a worker also moves what comes due.
+    beat: bool = True
+    #: How long a worker has nothing to do before `on_idle` is called, in seconds.
+    idle_timeout: float = 0.25
     #: The least severe messages that are logged: DEBUG, INFO, WARNING, ERROR or CRITICAL.
     log_level: str = "INFO"
     #: How a log line is written.
@@ -121,7 +131,7 @@ def resolve_settings(
         >>> settings.threads, settings.grace, origins["threads"], origins["grace"]
         (4, 60.0, 'argument', 'CONVEYOR_GRACE')
     """
-    _refuse_unknown(arguments, _RULES, "argument")
+    _refuse_unknown(arguments, {*_RULES, *_ARGUMENTS}, "argument")
     _warn_of_unknown_variables(environ)
     values: dict[str, Any] = {}
     origins = dict.fromkeys(_RULES, "default")
@@ -295,6 +305,9 @@ def _check_acknowledgements(settings: Settings, origins: Mapping[str, str]) -> N
 #: What the name of every variable of ours begins with.
 _PREFIX: Final = "CONVEYOR_"
 
+#: What an app can be given beside its settings.
+_ARGUMENTS: Final = ("broker", "queue", "namespace", "timezone", "plugins", "types")
+
 _FLAG: Final = flag()
 _SIZE: Final = size()
 _RETRIES: Final = whole(0, unlimited=True)
@@ -305,6 +318,8 @@ _RULES: Final[Mapping[str, Rule]] = {
     "error_retry_limit": _RETRIES,
     "stall_retry_limit": _RETRIES,
     "backoff": Rule("a Backoff, or " + ", ".join(STRATEGIES), parse_backoff),
+    "retry_on": exceptions(),
+    "no_retry_on": exceptions(),
     "execution_timeout": duration(zero=False),
     "stall_timeout": duration(zero=False),
     "acknowledgement_interval": duration(zero=False),
@@ -315,6 +330,7 @@ _RULES: Final[Mapping[str, Rule]] = {
     "retain_success": duration(zero=True),
     "retain_failed": duration(zero=True),
     "retain_success_count": whole(0, unlimited=True),
+    "headers": texts(),
     "max_payload": _SIZE,
     "unknown_task_grace": duration(zero=True),
     "concurrency": whole(1),
@@ -323,6 +339,8 @@ _RULES: Final[Mapping[str, Rule]] = {
     "max_tasks_per_child": whole(1, unlimited=True),
     "max_memory_per_child": _SIZE,
     "grace": duration(zero=True),
+    "beat": _FLAG,
+    "idle_timeout": duration(zero=True),
     "log_level": choice("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
     "log_format": choice("text", "json"),
     "log_arguments": _FLAG,

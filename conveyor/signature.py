@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from conveyor.codec import types_in
 from conveyor.errors import ConfigurationError
+from conveyor.forms import resolved, types_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _RESERVED = ("at", "after")
@@ -76,27 +76,7 @@ def annotated_types(function: Callable[..., Any]) -> set[type]:
 
     An annotation that cannot be resolved (a name imported for type checkers only) names none.
     """
-    found: set[type] = set()
-    for annotation in _hints(function).values():
-        found |= types_in(annotation)
-    return found
-
-
-def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
-    try:
-        return inspect.get_annotations(function, eval_str=True)
-    except (NameError, AttributeError, TypeError, SyntaxError):
-        return _hints_one_by_one(function)
-
-
-def _hints_one_by_one(function: Callable[..., Any]) -> Mapping[str, Any]:
-    hints: dict[str, Any] = {}
-    for name, annotation in inspect.get_annotations(function).items():
-        probe = type(
-            "probe", (), {"__annotations__": {name: annotation}, "__module__": function.__module__}
-        )
-        try:
-            hints.update(inspect.get_annotations(probe, eval_str=True))
-        except (NameError, AttributeError, TypeError, SyntaxError):
-            continue
-    return hints
+    own = {one.__name__: one for one in getattr(function, "__type_params__", ())}
+    module = getattr(inspect.unwrap(function), "__globals__", {})
+    annotations = inspect.get_annotations(function)
+    return {kind for one in resolved(annotations, module, own) for kind in types_in(one)}

@@ -8,7 +8,7 @@ beforehand, so that sending it again after a lost reply adds nothing.
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar, cast
 
 from typing_extensions import Unpack
@@ -294,6 +294,7 @@ class Call(Generic[R_co]):
         kwargs: The rest.
         id: The id it will have, or "" for a new one each time it is sent.
         due: When it is to be queued unless it is scheduled: see `due_text`; "" is at once.
+        sending: What it was sent as, if that may have failed: sent again it is the very same.
     """
 
     task: BaseTask[..., R_co]
@@ -301,6 +302,7 @@ class Call(Generic[R_co]):
     kwargs: dict[str, Any]
     id: str = ""
     due: str = ""
+    sending: Sending | None = field(default=None, repr=False)
 
     def delay(self) -> TaskResult[R_co]:
         """Sends it to be run as soon as a worker is free."""
@@ -324,6 +326,8 @@ class Call(Generic[R_co]):
 
     def pack(self, due: str = "") -> Sending:
         """Encodes it; nothing is sent. See `BaseTask.pack`."""
+        if self.sending is not None and not due:
+            return self.sending
         return self.task.pack(self.args, self.kwargs, due or self.due, self.id)
 
     def _due(self, at: Moment | None, after: Duration | None) -> str:

@@ -282,7 +282,7 @@ def test_a_script_is_named_by_its_file(tmp_path: Path) -> None:
         (package / f"{name}.py").write_text(textwrap.dedent(text) if name != "__init__" else "")
     assert python("shop/orders.py", cwd=tmp_path) == "orders.add\n"
     assert python("-m", "shop.orders", cwd=tmp_path) == "shop.orders.add\n"
-    assert python("-m", "shop", cwd=tmp_path) == "shop.add\n"
+    assert python("-m", "shop", cwd=tmp_path) == "shop.__main__.add\n"  # as a worker imports it
     assert python("-c", textwrap.dedent(text), cwd=tmp_path) == "__main__.add\n"
 
 
@@ -308,18 +308,22 @@ def test_a_process_that_multiprocessing_spawns_knows_the_same_name(tmp_path: Pat
     (tmp_path / "script.py").write_text(
         textwrap.dedent(f"""
             import multiprocessing
+            from dataclasses import dataclass
             from conveyor import Conveyor
+            from conveyor.forms import wire_name
             app = Conveyor("app", broker={NOWHERE!r})
+            @dataclass
+            class Order: number: int
             @app.task
             def add(x): return x
-            def show(): print(add.name, flush=True)
+            def show(): print(add.name, wire_name(Order), flush=True)
             if __name__ == "__main__":
                 process = multiprocessing.get_context("spawn").Process(target=show)
                 process.start()
                 process.join()
         """)
     )
-    assert python("script.py", cwd=tmp_path) == "script.add\n"
+    assert python("script.py", cwd=tmp_path) == "script.add script:Order\n"
 
 
 def test_map_takes_calls_of_this_app_only(app: Conveyor) -> None:

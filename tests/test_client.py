@@ -9,7 +9,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-import pytest
 from engine import Engine
 from playing import SOON, Player, end, run, works
 from sharing import PROMPT, add, forks
@@ -20,6 +19,7 @@ from conveyor.errors import BrokerUnavailable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import pytest
     from servers import Server
 
 

@@ -48,6 +48,7 @@ ADVICE = "Is it running, and is CONVEYOR_BROKER or broker= right?"
         ("redis://:sec/ret@db:6379", "redis://***"),
         ("redis://:sec?ret@db:6379", "redis://***"),
         ("redis://:sec@ret@db:6379", "redis://db:6379"),
+        ("redis://:x@sec/ret@db:6379", "redis://***"),
         ("unix://:secret@/run/valkey.sock?db=1", "unix:///run/valkey.sock"),
         ("redis+sentinel://u:secret@a:1,b:2/main/3", "redis+sentinel://a:1,b:2/main/3"),
         ("secret@db", "***"),
@@ -64,14 +65,22 @@ WRONG_URLS = [
     ("http://db", "'http://db' is not a URL: begin it with one of redis://"),
     ("", "'' is not a URL"),
     (f"amqp://:{QUOTED}@db", "'amqp://db' is not a URL"),
-    (f"redis://:{SECRET}@db:6379/0", "cannot be read: give the port as a number, and percent-enc"),
-    (f"redis://:{QUOTED}@db:http", "'redis://db:http' cannot be read: give the port as a number"),
+    (
+        f"redis://:{SECRET}@db:6379/0",
+        "cannot be read: give port and database as numbers, and percen",
+    ),
+    (
+        f"redis://:{QUOTED}@db:http",
+        "'redis://db:http' cannot be read: give port and database as numbers",
+    ),
+    (f"redis://:x@{QUOTED}/@db:6379", "'redis://***' cannot be read: give port and database as"),
+    ("redis://db/first", "'redis://db/first' cannot be read"),
     ("redis://db?socket_timeout=soon", "cannot be read"),
     ("redis://db?passwort=x", "has an option 'passwort' that redis-py does not know: did you mean"),
     ("redis+cluster://db/3", "'redis+cluster://db/3' names a database: a cluster has only one"),
     ("redis+sentinel://a,b", "names no service: use redis+sentinel://HOST:PORT,HOST:PORT/SERVICE"),
     ("redis+sentinel:///main", "names no service"),
-    ("redis+sentinel://a:x/main", "cannot be read: give the port as a number"),
+    ("redis+sentinel://a:x/main", "cannot be read: give port and database as numbers"),
 ]
 
 

@@ -40,9 +40,7 @@ def test_tasks_are_counted(app: Conveyor, engine: Engine, manager: Any) -> None:
 
 def test_workers_are_listed(app: Conveyor, engine: Engine, manager: Any) -> None:
     assert manager.get_workers() == []
-    plan = make_plan(
-        app.settings, {"concurrency": 3}, queues=["default", "side"], beat=True, burst=False
-    )
+    plan = make_plan(app.settings, {"concurrency": 3}, queues=["default", "side"], burst=False)
     for worker, about in (("0a", pack_announcement(plan)), ("0b", b"\xc1"), ("0c", b"\x80")):
         engine.run(commands.hello(engine.keys, worker, 60_000, about))
     foreign, other, ours = manager.get_workers()

@@ -273,7 +273,7 @@ WRONG: list[tuple[str, list[Any], str]] = [
     ("retain_success", [-1, "1 h", None], "use seconds of 0 or more"),
     ("retain_failed", [-1], "use seconds of 0 or more"),
     ("headers", [[("a", "b")], "a"], "use a dict of str to str"),
-    ("headers", [{"a": 1}, {1: "a"}, {"a": None}], "both must be str"),
+    ("headers", [{"a": 1}, {1: "a"}, {"a": None}], "use a dict of str to str"),
     ("on_existing", ["ignore", None], "use 'return', 'error' or 'replace_ended'"),
     ("retry_on", ["OSError", [OSError, "x"], OSError(), int], "use an exception class or a list"),
     ("no_retry_on", [int], "use an exception class or a list"),
@@ -363,12 +363,16 @@ def test_the_settings_of_the_app_are_the_defaults(server: Server) -> None:
     with Conveyor(
         "option-defaults", broker=server.url, priority=1, retry_limit=2, expires=60,
         stall_timeout=3, backoff="linear", execution_timeout=timedelta(seconds=9),
+        headers={"tenant": "a"}, retry_on=OSError, no_retry_on=[KeyError],
     ) as app:  # fmt: skip
         record = sent(app)
-        other = sent(app, priority=7, expires=None)
+        other = sent(app, priority=7, expires=None, headers={})
+        chosen = app.task(name="chosen", retry_on=ValueError)(add).definition.options
     assert (record.priority, record.retry_limit, record.stall_timeout) == (1, 2, 3)
     assert record.acknowledgement_interval == 1
     assert record.backoff == linear(1)
     assert record.execution_timeout == 9
     assert record.expires_at == record.created_at + timedelta(minutes=1)
     assert (other.priority, other.expires_at) == (7, None)
+    assert (record.headers, other.headers) == ({"tenant": "a"}, {})
+    assert chosen == {"name": "chosen", "retry_on": ValueError, "no_retry_on": (KeyError,)}

@@ -91,6 +91,11 @@ def test_the_order_is_argument_then_environment_then_pyproject(tmp_path: Path) -
         ("max_memory_per_child", 1_000, 1_000),
         ("concurrency", None, None),
         ("grace", 0, 0),
+        ("retry_on", OSError, (OSError,)),
+        ("no_retry_on", [OSError, KeyError], (OSError, KeyError)),
+        ("headers", {"tenant": "a"}, {"tenant": "a"}),
+        ("beat", False, False),
+        ("idle_timeout", timedelta(seconds=2), 2),
         ("log_level", "debug", "DEBUG"),
         ("log_format", "json", "json"),
     ],
@@ -115,6 +120,8 @@ def test_an_argument_is_kept_as(name: str, given: Any, kept: object, tmp_path: P
         ("remove_on_success", "0", False),
         ("max_payload", "4096", 4_096),
         ("max_memory_per_child", "200M", 200 << 20),
+        ("headers", '{"tenant": "a"}', {"tenant": "a"}),
+        ("beat", "0", False),
         ("log_format", "json", "json"),
     ],
 )
@@ -151,6 +158,9 @@ WRONG: list[tuple[str, Any]] = [
     ("threads", math.inf),
     ("max_tasks_per_child", 0),
     ("grace", -0.1),
+    ("retry_on", "OSError"),
+    ("no_retry_on", [int]),
+    ("headers", {"a": 1}),
     ("log_level", "LOUD"),
     ("log_level", 20),
     ("log_format", "xml"),
@@ -199,6 +209,8 @@ def test_a_wrong_value_in_pyproject_is_named_with_what_is_allowed(tmp_path: Path
 def test_an_unknown_argument_is_answered_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"'retry_limt'.*did you mean 'retry_limit'"):
         resolve(tmp_path, retry_limt=3)
+    with pytest.raises(ConfigurationError, match=r"'brokr'.*did you mean 'broker'"):
+        resolve(tmp_path, brokr="redis://db")
 
 
 def test_an_unknown_key_in_pyproject_is_answered_with_the_nearest(tmp_path: Path) -> None:

@@ -112,6 +112,13 @@ def test_annotations_name_the_types_that_travel() -> None:
     assert annotated_types(draw) >= {Point, Color, Line}
 
 
+def test_text_within_an_annotation_names_types_too() -> None:
+    def draw() -> None: ...
+
+    draw.__annotations__ = {"points": list["Point"], "line": Optional["Line"], "color": "Color"}
+    assert annotated_types(draw) == {Point, Line, Color}
+
+
 def test_an_annotation_that_cannot_be_resolved_names_none() -> None:
     def draw(point: Point, missing: Missing, wrong: "no such thing" = 1) -> Color:  # type: ignore[valid-type]  # noqa: F722
         raise NotImplementedError

@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from engine import Engine
-from playing import end, run
-from servers import Proxy
+from playing import run
 
-from conveyor import Call, Context, Conveyor, PartialEnqueue, Task
+from conveyor import Context, Conveyor, Task
 from conveyor.broker.commands import BATCH
 from conveyor.errors import (
-    BrokerUnavailable,
     ConfigurationError,
     ConveyorError,
     IdConflict,
@@ -362,87 +360,10 @@ def test_a_conflict_among_many_is_said_as_one(app: Conveyor) -> None:
         app.task(add).options(id="once").map([(1, 1), (2, 2)])
 
 
-# A server that fails
-
-
-def fail_at(proxy: Proxy, text: bytes) -> None:
-    """Has the server go away once it has run the request that contains `text`."""
-    proxy.refuse(True)
-    proxy.drop_reply(text)
-
-
-def test_map_can_be_completed_after_the_server_went_away(server: Server) -> None:
-    items = [(number, f"item-{number:04}") for number in range(10 * BATCH)]
-    with Proxy(server.port) as proxy, Conveyor("half-way", broker=proxy.url) as app:
-        task = app.task(keep).options(on_existing="error")  # of ids that it was not given
-        task.delay(0, "first")
-        fail_at(proxy, b"item-0350")
-        with pytest.raises(PartialEnqueue) as caught:
-            task.map(items)
-        _check_partial(caught.value, app, server)
-        proxy.refuse(False)
-        rest = app.map(caught.value.pending)
-        assert [result.created for result in rest] == [False] * 100 + [True] * 600
-        again = app.map(caught.value.pending)
-        assert [result.created for result in again] == [False] * 700
-        assert again == rest
-        records = [result.task() for result in caught.value.results + rest]
-        assert [record.args for record in records] == items
-        assert counts(app) == {"queued": 1001}
-
-
-def test_so_can_amap(server: Server) -> None:
-    items = [(number, f"item-{number:04}") for number in range(10 * BATCH)]
-
-    async def use() -> None:
-        with Proxy(server.port) as proxy:
-            async with Conveyor("half-way-async", broker=proxy.url) as app:
-                task = app.task(keep)
-                await task.adelay(0, "first")
-                fail_at(proxy, b"item-0350")
-                with pytest.raises(PartialEnqueue) as caught:
-                    await task.amap(items)
-                _check_partial(caught.value, app, server)
-                proxy.refuse(False)
-                rest = await app.amap(caught.value.pending)
-                assert [result.created for result in rest] == [False] * 100 + [True] * 600
-                assert (await asyncio.to_thread(counts, app)) == {"queued": 1001}
-
-    asyncio.run(use())
-
-
-def _check_partial(error: PartialEnqueue, app: Conveyor, server: Server) -> None:
-    assert len(error.results) == 300
-    assert all(result.created for result in error.results)
-    assert len(error.pending) == 700
-    assert all(isinstance(call, Call) and call.id for call in error.pending)
-    assert isinstance(error.__cause__, BrokerUnavailable)
-    assert str(error) == (
-        f"300 of 1,000 tasks were sent, then: {error.__cause__};"
-        " app.map(error.pending) sends the rest, none of them twice"
-    )
-    with Conveyor(app.namespace, broker=server.url) as direct:
-        assert counts(direct) == {"queued": 401}
-
-
-@pytest.mark.parametrize("options", [{}, {"id": "mine"}, {"id": "mine", "on_existing": "error"}])
-def test_a_lost_reply_enqueues_nothing_twice(server: Server, options: Any) -> None:
-    with Proxy(server.port) as proxy, Conveyor("lost-reply", broker=proxy.url) as app:
-        task = app.task(keep).options(**options)
-        lost = proxy.drop_reply(b"this-one")
-        result = task.delay("this-one")
-        assert lost.is_set()
-        assert result.created
-        assert counts(app) == {"queued": 1}
-        server.call("FLUSHALL")
-
-
-def test_a_lost_reply_replaces_nothing_twice(server: Server) -> None:
-    with Proxy(server.port) as proxy, Conveyor("replaced", broker=proxy.url) as app:
-        task = app.task(keep)
-        task = task.options(id="mine", on_existing="replace_ended")
-        task.delay("former").cancel()
-        proxy.drop_reply(b"this-one")
-        assert task.delay("this-one").created
-        end(app, "success", None)
-        assert counts(app) == {"success": 1}
+def test_headers_that_are_too_large_are_refused(app: Conveyor, server: Server) -> None:
+    task = app.task(add).options(headers={"all": "x" * 70_000})
+    with pytest.raises(
+        PayloadTooLarge, match=r"^test_task\.add\(\): the headers are 70,0\d\d bytes"
+    ):
+        task.delay(1, 2)
+    assert nothing_was_sent(app, server)

@@ -12,7 +12,6 @@ which calls may be sent again, and for how long, is decided here and in `broker.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import redis
@@ -34,7 +33,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from conveyor.broker.embedded import EmbeddedServer, default_directory
+from conveyor.broker.embedded import EmbeddedServer, directory_of
 from conveyor.broker.process import PerProcess
 from conveyor.broker.shared import SharedClient, Times, can_be_shared, like
 from conveyor.broker.shared_aio import AsyncSharedClient, Home
@@ -43,6 +42,7 @@ from conveyor.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from redis.connection import AbstractConnection
 
@@ -81,8 +81,7 @@ class Server:
         self._target = target = target_of(broker)
         self._embedded: EmbeddedServer | None = None
         if target.kind == "embedded":
-            path = Path(target.path).expanduser() if target.path else default_directory(module)
-            self._embedded = EmbeddedServer(path)
+            self._embedded = EmbeddedServer(directory_of(module, target.path))
         self._given = None if isinstance(broker, str) else broker
         self._given_in = os.getpid()
         self._home: Home | None = None

@@ -20,8 +20,6 @@ import contextlib
 import hashlib
 import importlib.util
 import os
-import re
-import shutil
 import signal
 import socket
 import stat
@@ -39,14 +37,14 @@ from conveyor.errors import BrokerUnavailable, ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-#: Seconds within which a server must answer, or be gone when it is stopped.
-DEADLINE = 10.0
+#: Seconds within which a server must answer: callers are promised to hear within 5 s.
+DEADLINE = 4.5
+#: Seconds within which a server that is stopped must be gone: it may have much to write.
+STOPPING = 10.0
 #: Guardians that one user starts, each after the last one ended, before it reports a failure.
 MAX_STARTS = 3
 #: The longest path of a Unix socket, in bytes, that Linux (107) and macOS (103) both take.
 MAX_SOCKET_PATH = 103
-#: The oldest major version of a Valkey or Redis found on PATH that will do.
-MIN_MAJOR = 7
 #: A server.log larger than this many bytes is begun anew by the next start.
 MAX_LOG = 1_000_000
 
@@ -93,7 +91,7 @@ class EmbeddedServer:
             The path of its Unix socket.
 
         Raises:
-            BrokerUnavailable: It did not answer within 10 s, or there is no server to embed.
+            BrokerUnavailable: It did not answer within 4.5 s, or there is no server to embed.
             ConfigurationError: The directory belongs to somebody else or is open to others.
         """
         deadline = time.monotonic() + DEADLINE
@@ -227,7 +225,7 @@ def stop(directory: Path) -> bool:
     _check_private(directory)
     (directory / guardian.KEEP).unlink(missing_ok=True)
     asked = None
-    deadline = time.monotonic() + DEADLINE
+    deadline = time.monotonic() + STOPPING
     while guardian.is_locked(directory / guardian.SERVER_LOCK) or (
         asked is None and guardian.is_locked(directory / guardian.GUARDIAN_LOCK)
     ):
@@ -239,30 +237,29 @@ def stop(directory: Path) -> bool:
         elif pid not in (None, asked):
             break  # the one we ended is gone: somebody has started the next
         if time.monotonic() > deadline:
-            raise _unavailable(directory, f"outlives SIGTERM to pid {asked} by {DEADLINE:g} s")
+            raise _unavailable(directory, f"outlives SIGTERM to pid {asked} by {STOPPING:g} s")
         time.sleep(guardian.POLL)
     return asked is not None
 
 
-def default_directory(module_file: Path | None) -> Path:
-    """Return where the embedded server of an app lives unless it is told otherwise.
+def directory_of(module_file: Path | None, path: str = "") -> Path:
+    """Return where the embedded server of an app lives, whatever the current directory is.
 
     Args:
         module_file: The file of the app's module; None for an app without one (a shell).
+        path: What the app says; "" is ``.conveyor``.
 
     Returns:
-        ``.conveyor`` beside the nearest pyproject.toml above the module (or above the current
-        directory), else beside the module (or in the current directory).
+        The path, if it is not absolute beside the nearest pyproject.toml above the module (or above
+        the current directory), else beside the module (or in the current directory).
     """
     home = Path.cwd() if module_file is None else module_file.resolve().parent
-    for folder in (home, *home.parents):
-        if (folder / "pyproject.toml").is_file():
-            return folder / ".conveyor"
-    return home / ".conveyor"
+    tops = (folder for folder in (home, *home.parents) if (folder / "pyproject.toml").is_file())
+    return next(tops, home) / Path(path or ".conveyor").expanduser()
 
 
 def find_binary() -> str:
-    """Return the path of the server to run: the extra's, else the first on PATH that will do.
+    """Return the path of the extra's server.
 
     Raises:
         BrokerUnavailable: There is none; the message's two lines say both ways out.
@@ -274,10 +271,6 @@ def find_binary() -> str:
         bundled = Path(folder, "_binaries", platform, "valkey-server")
         if bundled.is_file():
             return str(bundled)
-    for name in ("valkey-server", "redis-server"):
-        found = shutil.which(name)
-        if found is not None and _major_version(found) >= MIN_MAJOR:
-            return found
     raise BrokerUnavailable(_NOTHING_TO_EMBED)
 
 
@@ -400,12 +393,6 @@ def _start_guardian(directory: Path, lock: int) -> None:
 
 def _open_privately(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
-
-
-def _major_version(binary: str) -> int:
-    told = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False)
-    version = re.search(r"\bv=(\d+)", told.stdout)
-    return int(version[1]) if version else 0
 
 
 def _ask(path: Path, command: str, *, timeout: float) -> str:

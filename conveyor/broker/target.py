@@ -110,8 +110,8 @@ def safe_address(url: str) -> str:
     if not separator:
         return "***" if "@" in url else url
     authority, slash, path = rest.partition("?")[0].partition("/")
-    _, at, host = authority.rpartition("@")
-    if "@" in rest and not at:
+    _, _at, host = authority.rpartition("@")
+    if "@" in rest[len(authority) :]:
         # A password with "/" or "?" in it is not told from an address.
         return f"{scheme}://***"
     return f"{scheme}://{host}{slash}{path}"
@@ -175,6 +175,9 @@ def _options(url: str, address: str) -> dict[str, Any]:
     except ValueError:
         # Its text may quote a part of the password.
         raise _malformed(address) from None
+    database = urlsplit(url).path.strip("/")
+    if "path" not in options and not database.isdecimal() and database:
+        raise _malformed(address)  # redis-py takes database 0 then
     kind = options.pop("connection_class", None)
     if kind is not None and issubclass(kind, SSLConnection):
         options["ssl"] = True
@@ -192,8 +195,8 @@ def _options(url: str, address: str) -> dict[str, Any]:
 
 def _malformed(address: str) -> ConfigurationError:
     return ConfigurationError(
-        f"broker {address!r} cannot be read: give the port as a number, and percent-encode what"
-        " is special in a user name or password"
+        f"broker {address!r} cannot be read: give port and database as numbers, and"
+        " percent-encode what is special in a user name or password"
     )
 
 

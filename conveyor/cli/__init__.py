@@ -17,6 +17,7 @@ import redis
 from conveyor.cli import beat, call, demo, server, status, worker
 from conveyor.cli.parsing import Exit, Parser, add_app, version
 from conveyor.errors import BrokerUnavailable, ConfigurationError, ConveyorError
+from conveyor.escaping import escaped
 from conveyor.spelling import nearest
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except redis.RedisError as error:
         return _fail(f"the server refused: {error}", Exit.UNREACHABLE)
     except ConveyorError as error:
-        return _fail(error, Exit.FAILED)
+        return _fail(escaped(str(error)), Exit.FAILED)  # it may quote what a task said
     except KeyboardInterrupt:
         return _fail("interrupted", Exit.FAILED)
     except BrokenPipeError:
@@ -119,5 +120,6 @@ def _make_parser() -> Parser:
 
 
 def _fail(message: object, code: Exit) -> Exit:
-    print(f"conveyor: {message}", file=sys.stderr)
+    text = "\n".join(map(escaped, str(message).split("\n")))
+    print(f"conveyor: {text}", file=sys.stderr)
     return code

@@ -107,31 +107,23 @@ def _broken(module: str, error: BaseException) -> ConfigurationError:
     if isinstance(error, ConfigurationError):
         return ConfigurationError(f"{_place(error.__traceback__)}: {error}")
     what = traceback.format_exception_only(error)[-1].strip()
-    lines = traceback.format_exception(type(error), error, _theirs(error.__traceback__))
+    if isinstance(error, SyntaxError):
+        place = f"{error.filename}, line {error.lineno}"
+    else:
+        place = _place(error.__traceback__)
     return ConfigurationError(
-        f"module {module!r} cannot be imported ({what}):\n{''.join(lines).rstrip()}"
+        f'module {module!r} cannot be imported: {what} ({place}): see  python -c "import {module}"'
     )
 
 
 def _place(trace: TracebackType | None) -> str:
     """The file and line where a mistake of theirs was noticed by us."""
     package = str(Path(__file__).parent.parent)
-    frames = traceback.extract_tb(_theirs(trace))
-    frame = next(
-        (frame for frame in reversed(frames) if not frame.filename.startswith(package)), frames[-1]
-    )
+    others = (package, importlib.__file__, "<frozen")
+    frames = traceback.extract_tb(trace)
+    theirs = [frame for frame in frames if not frame.filename.startswith(others)]
+    frame = (theirs or frames)[-1]
     return f"{frame.filename}, line {frame.lineno}"
-
-
-def _theirs(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback without our own frames and the import system's at its beginning."""
-    ours = (__file__, importlib.__file__)
-    while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        if file not in ours and not file.startswith("<frozen importlib"):
-            break
-        trace = trace.tb_next
-    return trace
 
 
 def _named(module: ModuleType, attribute: str) -> Conveyor:

@@ -64,7 +64,6 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--beat",
         action=argparse.BooleanOptionalAction,
-        default=True,
         help="also move what comes due to its queue (default: yes)",
     )
     parser.add_argument("--burst", action="store_true", help="end when the queues are empty")

@@ -52,7 +52,6 @@ def make_plan(
     given: Mapping[str, Any],
     *,
     queues: str | Sequence[str],
-    beat: bool,
     burst: bool,
 ) -> WorkerPlan:
     """Checks a worker's options; what is None in `given` is the app's setting.
@@ -73,7 +72,7 @@ def make_plan(
         threads=chosen("threads"),
         coroutines=chosen("coroutines"),
         grace=chosen("grace"),
-        beat=beat,
+        beat=chosen("beat"),
         burst=burst,
         max_tasks=chosen("max_tasks_per_child"),
         max_memory=chosen("max_memory_per_child"),

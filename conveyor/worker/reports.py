@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from conveyor.broker.commands import Verdict
+from conveyor.escaping import escaped
 from conveyor.records import unpack_error
 from conveyor.worker.frames import Outcome, OutcomeFrame
 
@@ -33,11 +34,10 @@ def report_outcome(log: logging.Logger, job: Job, queue: str, frame: OutcomeFram
     elif frame.outcome in _RAISED:
         kind, message, traceback = unpack_error(frame.data)
         level = logging.WARNING if frame.outcome in _RETRIED else logging.ERROR
-        log.log(
-            level, "%s raised %s: %s after %s", job, kind, _one_line(message), elapsed, extra=extra
-        )
+        said = escaped(message[:500])
+        log.log(level, "%s raised %s: %s after %s", job, kind, said, elapsed, extra=extra)
         if traceback:
-            log.debug("%s", traceback.rstrip())
+            log.debug("%s", "\n".join(map(escaped, traceback.splitlines())))
     else:
         log.info("%s: %s after %s", job, Outcome.NAMES[frame.outcome], elapsed, extra=extra)
 
@@ -57,8 +57,3 @@ def report_refused(log: logging.Logger, jobs: Sequence[Job], verdicts: Sequence[
 
 def _elapsed(microseconds: int) -> str:
     return f"{microseconds / 1e6:.1f}s" if microseconds >= 1e6 else f"{microseconds / 1e3:.1f}ms"
-
-
-def _one_line(text: str) -> str:
-    """Control characters are escaped: a message cannot forge a line of the log."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:500])

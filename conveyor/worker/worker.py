@@ -47,11 +47,11 @@ class Worker:
         grace: Seconds that a warm shutdown waits for what runs.
         max_tasks_per_child: Runs after which a child is replaced.
         max_memory_per_child: Bytes, or "200M", above which a child is replaced.
-        beat: Whether it also moves what comes due.
+        beat: Whether it also moves what comes due; None is the app's setting, else True.
         burst: Whether it ends when the queues are empty.
         on_ready: Called once, when the children are there and the server answers.
         on_idle: Called once in each idle period, after `idle_timeout` with nothing to do.
-        idle_timeout: Seconds or a timedelta.
+        idle_timeout: Seconds or a timedelta; None is the app's setting, else 0.25.
         on_task_success: Called with each task that succeeded here, its result in it.
         on_task_error: Called with a task and its error as text (`TaskRecord.error`) after each run
             that raised or took too long, the last one too.
@@ -82,11 +82,11 @@ class Worker:
         grace: float | None = None,
         max_tasks_per_child: float | None = None,
         max_memory_per_child: int | str | None = None,
-        beat: bool = True,
+        beat: bool | None = None,
         burst: bool = False,
         on_ready: Callable[[], Any] | None = None,
         on_idle: Callable[[], Any] | None = None,
-        idle_timeout: Duration = 0.25,
+        idle_timeout: Duration | None = None,
         on_task_success: Callable[[TaskRecord], Any] | None = None,
         on_task_error: Callable[[TaskRecord, str], Any] | None = None,
         on_task_failed: Callable[[TaskRecord, str], Any] | None = None,
@@ -99,12 +99,12 @@ class Worker:
             "grace": grace,
             "max_tasks_per_child": max_tasks_per_child,
             "max_memory_per_child": max_memory_per_child,
+            "beat": beat,
         }
         self.app = app
-        self.plan = make_plan(
-            app.settings, given, queues=queues or [app.queue], beat=beat, burst=burst
-        )
-        idle_ms = to_ms(idle_timeout, "idle_timeout")
+        self.plan = make_plan(app.settings, given, queues=queues or [app.queue], burst=burst)
+        idle = app.settings.idle_timeout if idle_timeout is None else idle_timeout
+        idle_ms = to_ms(idle, "idle_timeout")
         callbacks = Callbacks(
             on_ready=on_ready,
             on_idle=None if idle_ms is None else on_idle,

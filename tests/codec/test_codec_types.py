@@ -8,7 +8,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NewType, Optional, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NewType,
+    Optional,
+    Required,
+    TypedDict,
+    TypeVar,
+)
 
 import pytest
 from codec_samples import (
@@ -97,6 +108,13 @@ def test_script_s_types_are_those_of_the_module_it_is(tmp_path: Path) -> None:
 
 
 UserPoint = NewType("UserPoint", Point)
+Either = TypeVar("Either", Point, Color)
+
+
+class Wish(TypedDict, total=False):
+    where: Required[Point]
+    color: "list[Color]"  # noqa: UP037
+    unknown: Missing  # type: ignore[name-defined]  # noqa: F821
 
 
 Bound = TypeVar("Bound", bound=Empty)
@@ -153,6 +171,8 @@ class Family:
         (list[Node], {Node}),
         (Boxed, {Boxed}),
         (Family, {Family, Mood}),
+        (Wish, {Point, Color}),
+        (list[Either], {Point, Color}),
     ],
 )
 def test_types_in_an_annotation(annotation: Any, expected: set[type]) -> None:

