@@ -12,61 +12,19 @@ from conveyor import ConfigurationError, QueueFull, TaskStatus, recurrence
 from conveyor.broker import recurring as commands
 from conveyor.moments import from_ms
 from conveyor.recurrence import Entry, Recurrence, moment_text
-from conveyor.recurring import LAPSE_MS, POSTPONED_MS, fire_entry
+from conveyor.recurring import LAPSE_MS, POSTPONED_MS
+
+from .entries import EVERY, beat, declare, fire, firing, listed, packed
 
 if TYPE_CHECKING:
     from datetime import tzinfo
 
     from servers import Server
 
-    from conveyor.broker.commands import DueEntry
-    from conveyor.broker.recurring import Declared, ListedEntry
-
-#: A full second on the stopped clock is far from any other of these.
-EVERY = 10_000
-
 
 @pytest.fixture(autouse=True)
 def _on_the_full_ten_seconds(engine: Engine) -> None:
     engine.call("HSET", engine.keys.memory, "seen", -(-engine.now_ms // EVERY) * EVERY)
-
-
-def packed(engine: Engine, *args: Any, expires: str = "", **about: Any) -> bytes:
-    """A definition; every ten seconds unless it says otherwise."""
-    when = Recurrence(**({"every_ms": EVERY} | about))
-    return Entry(when, expires, engine.new("", *args).record).pack()
-
-
-def declare(
-    engine: Engine, definition: bytes, name: str = "tick", *, after: int = EVERY, **about: Any
-) -> Declared:
-    """As a caller does, or a worker; due first in so many ms."""
-    due = engine.now_ms + after
-    return engine.run(
-        commands.declare(engine.keys, name, definition, next_due_ms=due, **about)
-    )  # fmt: skip
-
-
-def listed(engine: Engine) -> list[ListedEntry]:
-    """All entries, undecoded."""
-    following, entries = engine.run(commands.list_recurring(engine.keys, 0))
-    assert following == -1
-    return entries
-
-
-def fire(engine: Engine, due: DueEntry) -> int:
-    """As an orchestrator does."""
-    return engine.run(fire_entry(engine.keys, due, engine.now_ms))
-
-
-def beat(engine: Engine) -> list[int]:
-    """One turn of an orchestrator; how many tasks each due entry became."""
-    return [fire(engine, due) for due in engine.maintain().entries]
-
-
-def firing(engine: Engine, seconds: float = 0, name: str = "tick") -> str:
-    """The id of the task of a moment so many seconds from now."""
-    return f"{name}@{moment_text(engine.now_ms + round(seconds * 1000))}"
 
 
 def test_an_entry_fires_when_it_is_due_and_not_before(engine: Engine, worker: Worker) -> None:
@@ -231,62 +189,6 @@ def test_an_old_process_keeps_alive_what_a_new_one_declares(engine: Engine) -> N
 def test_a_declaration_restores_what_the_server_has_lost(engine: Engine) -> None:
     declare(engine, packed(engine), lapse_ms=LAPSE_MS, replace=False)
     assert [entry.name for entry in listed(engine)] == [b"tick"]
-
-
-@pytest.mark.parametrize(
-    ("catch_up", "late", "fired"),
-    [
-        ("skip", 59, [50]),
-        ("skip", 205, [200]),
-        ("one", 205, [200]),
-        ("all", 25, [0, 10, 20]),
-    ],
-)
-def test_what_was_missed(engine: Engine, catch_up: str, late: int, fired: list[int]) -> None:
-    declare(engine, packed(engine, catch_up=catch_up))
-    engine.advance(10 + late)
-    assert beat(engine) == [len(fired)]
-    assert engine.ready() == [firing(engine, second - late) for second in fired]
-    assert engine.maintain().next_due_ms > engine.now_ms
-
-
-@pytest.mark.parametrize(("catch_up", "fired"), [("skip", 0), ("one", 1)])
-def test_a_moment_found_over_a_minute_late_was_missed(
-    engine: Engine, catch_up: str, fired: int
-) -> None:
-    declare(engine, packed(engine, every_ms=3_600_000, catch_up=catch_up), after=3_600_000)
-    engine.call("HSET", engine.keys.memory, "seen", -(-engine.now_ms // 3_600_000) * 3_600_000)
-    engine.run(commands.forget(engine.keys, "tick"))
-    declare(engine, packed(engine, every_ms=3_600_000, catch_up=catch_up), after=3_600_000)
-    engine.advance(3660.001)
-    assert beat(engine) == [fired]
-    (entry,) = listed(engine)
-    assert entry.due_ms == engine.now_ms + 3_600_000 - 60_001
-
-
-def test_a_long_outage_is_caught_up_with_in_bounded_calls(engine: Engine) -> None:
-    declare(engine, packed(engine, catch_up="all"))
-    engine.advance(10 * 250)
-    assert beat(engine) == [100]
-    assert engine.maintain().more
-    assert [beat(engine) for _ in range(3)] == [[100], [50], []]
-    assert engine.ready() == [firing(engine, -10 * n) for n in range(249, -1, -1)]
-
-
-def test_large_tasks_are_caught_up_with_in_bounded_bytes(engine: Engine) -> None:
-    declare(engine, packed(engine, b"x" * 400_000, catch_up="all"))
-    engine.advance(50)
-    assert [beat(engine) for _ in range(4)] == [[2], [2], [1], []]
-
-
-def test_due_entries_are_named_in_bounded_numbers_and_bytes(engine: Engine) -> None:
-    for number in range(50):
-        declare(engine, packed(engine), f"small-{number:02}")
-    for number in range(4):
-        declare(engine, packed(engine, b"x" * 600_000), f"vast-{number}")
-    engine.advance(10)
-    assert [len(beat(engine)) for _ in range(6)] == [20, 20, 12, 2, 0, 0]
-    assert len(engine.ready()) == 54
 
 
 def test_a_firing_is_left_out_while_the_one_before_has_not_ended(
