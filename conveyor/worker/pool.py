@@ -96,6 +96,7 @@ class Pool:
         self._spawn_at = 0.0
         self._next = 0
         self._kept: dict[str, Child] = {}
+        self._deaf: set[Lane] = set()
         self.suspects = {SYNC: 0, ASYNC: 0}
         self.lending = Lending(
             work,
@@ -116,15 +117,17 @@ class Pool:
                 self._spawn_at = now + RESPAWN_PAUSE
         for child in self.lending.let_go(now):
             self._retire(child)
-        for lane in self._deaf_lanes():
-            if now >= lane.deaf_until:
-                lane.deaf_until = 0.0
+        for lane in [lane for lane in self._deaf if now >= lane.deaf_until]:
+            lane.deaf_until = 0.0
+            self._deaf.remove(lane)
 
     def deadline(self) -> float | None:
         """When `fill` has something to do, monotonic."""
-        moments = [self._spawn_at if self._is_short() else self.lending.deadline()]
-        moments += [lane.deaf_until for lane in self._deaf_lanes()]
-        return min((moment for moment in moments if moment is not None), default=None)
+        moment = self._spawn_at if self._is_short() else self.lending.deadline()
+        if self._deaf:
+            moments = [moment, *(lane.deaf_until for lane in self._deaf)]
+            return min(each for each in moments if each is not None)
+        return moment
 
     def send(self, lane: str, jobs: deque[Job], *, short: bool) -> None:
         """Gives jobs to children, idle ones first; what nobody has room for stays.
@@ -160,7 +163,8 @@ class Pool:
         None when no child takes any.
         """
         lanes = [child.lanes[lane] for child in self.children if self._is_open(child)]
-        lanes = [each for each in lanes if not each.deaf_until]
+        if self._deaf:
+            lanes = [each for each in lanes if not each.deaf_until]
         if self.lending.active:
             return self.lending.room(lane, lanes)
         if not lanes:
@@ -188,6 +192,7 @@ class Pool:
         jobs = child.take_back(lane)
         if jobs:
             lane.deaf_until = now + DEAF_PAUSE
+            self._deaf.add(lane)
         return jobs
 
     def stop(self, job: Job, reason: int, now: float) -> bool:
@@ -296,10 +301,6 @@ class Pool:
                     if not self._give(child, child.lanes[lane], jobs[0]):
                         break
                     jobs.popleft()
-
-    def _deaf_lanes(self) -> list[Lane]:
-        lanes = (lane for child in self.children for lane in child.lanes.values())
-        return [lane for lane in lanes if lane.deaf_until]
 
     def _outgoing(self, lane: str) -> int:
         """How many runs children still have whose successors are here already."""

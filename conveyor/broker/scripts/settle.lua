@@ -97,12 +97,12 @@ local claimed, leases, bytes = {}, {}, 0
 local nonce = ARGV[1] .. struct.pack('<I4', call % 4294967296)
 
 -- A later run is told what the earlier ones left beside the record: data, progress, errors.
-local function give(id, record)
-  local left = read('I4', record, 11) > 1 and read_extras(id) or {}
-  local given = #left > 0 and record .. cmsgpack.pack(left) or record
+local function give(id, record, starts)
+  local left = starts > 1 and read_extras(id)
+  if left and #left > 0 then record = record .. cmsgpack.pack(left) end
   claimed[#claimed + 1] = id
-  claimed[#claimed + 1] = given
-  bytes = bytes + #given
+  claimed[#claimed + 1] = record
+  bytes = bytes + #record
 end
 
 -- Leases one queued record, unless it expired waiting. The nonce of the call makes the token unique
@@ -113,11 +113,12 @@ local function lease(id, record)
     redis.call('ZREM', Q .. 'e', id)
     if expires <= now then return fail(id, record, pack_error('TaskExpired', 'Task has expired')) end
   end
+  local starts = read('I4', record, 11) + 1
   local changed = string.char(PROCESSING) .. string.sub(record, 4, 10)
-    .. struct.pack('<I4', read('I4', record, 11) + 1) .. nonce .. struct.pack('<I6', now)
+    .. struct.pack('<I4', starts) .. nonce .. struct.pack('<I6', now)
   redis.call('SETRANGE', Q .. 't:' .. id, 2, changed)
   local leased = string.sub(record, 1, 2) .. changed .. string.sub(record, 29)
-  give(id, leased)
+  give(id, leased, starts)
   local expiry = now + read('I4', record, 77)
   leases[#leases + 1] = expiry
   leases[#leases + 1] = id
@@ -175,7 +176,7 @@ local function repeated()
   for _, id in ipairs(cmsgpack.unpack(string.sub(last, 7))) do
     local record = load(id)
     if record and state_of(record) == PROCESSING and string.sub(record, 15, 22) == nonce then
-      give(id, record)
+      give(id, record, read('I4', record, 11))
     end
   end
   return true
