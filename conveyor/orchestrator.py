@@ -39,7 +39,7 @@ RECHECK = 10.0
 #: Seconds that a call may block on bells.
 BLOCK = 5
 #: What an orchestrator that has heard a bell adds for another.
-ALSO = b"also"
+ALSO = "also"
 _SOONEST = 0.001
 
 
@@ -68,7 +68,7 @@ class Clock:
 
     def hear(self, member: bytes) -> None:
         """Its bell rang."""
-        if member == ALSO:
+        if member == ALSO.encode():
             self._look_at = 0.0
         else:
             self._tell = True
@@ -90,7 +90,7 @@ class Clock:
             link.send(commands.maintain(self.keys), functools.partial(self._done, link))
             if self._tell:
                 self._tell = False
-                link.send(("ZADD", self.keys.marker("o"), 0, ALSO), lambda _: None)
+                link.send(commands.ring(self.keys, "o", ALSO), lambda _: None)
         else:
             link.send(("HMGET", self.keys.memory, "due", "kept"), self._seen)
 

@@ -190,7 +190,7 @@ def test_closing_an_app_leaves_no_connection_of_calls_under_way(
     async def use(app: Conveyor, pause: float) -> None:
         calls = [asyncio.create_task(app.result(f"task-{n}").atask()) for n in range(40)]
         await asyncio.sleep(pause)
-        await app.aclose()
+        await asyncio.gather(app.aclose(), app.aclose())
         assert await asyncio.gather(*calls) == [None] * 40
 
     for attempt in range(8):

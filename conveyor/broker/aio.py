@@ -57,20 +57,27 @@ class _Loop:
     given_up_at: float = 0.0
     given_up: Exception | None = None
     turns: asyncio.Semaphore = field(init=False)
+    closing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         self.turns = asyncio.Semaphore(self.connections)
 
     async def close(self) -> None:
         """Closes the client once no call is under way, which would open it again."""
-        try:
-            for _ in range(self.connections):
-                await self.turns.acquire()
-        finally:
-            if isinstance(self.client, AsyncSharedClient):
-                await self.client.aclose()
-            elif self.client is not None:
-                await close_async(self.client)
+        async with self.closing:
+            turns = 0
+            try:
+                while turns < self.connections:
+                    await self.turns.acquire()
+                    turns += 1
+                client, self.client = self.client, None
+                if isinstance(client, AsyncSharedClient):
+                    await client.aclose()
+                elif client is not None:
+                    await close_async(client)
+            finally:
+                for _ in range(turns):
+                    self.turns.release()
 
 
 class AsyncBroker:
@@ -126,7 +133,7 @@ class AsyncBroker:
 
     async def aclose(self) -> None:
         """Closes the running event loop's client, once the calls that are under way have ended."""
-        loop = self._loops.pop(asyncio.get_running_loop(), None)
+        loop = self._loops.get(asyncio.get_running_loop())
         if loop is not None:
             await loop.close()
 

@@ -42,6 +42,7 @@ _READ = load_script("read")
 _WAIT = load_script("wait")
 _HELLO = load_script("hello")
 _UNPARK = load_script("unpark")
+_RING = load_script("ring")
 _STATUS = load_script("status")
 _LIST = load_script("list")
 _REMOVE = load_script("remove")
@@ -131,6 +132,13 @@ class Maintained(NamedTuple):
     next_due_ms: int | None
     more: bool
     entries: Sequence[DueEntry] = ()
+
+
+class Unparked(NamedTuple):
+    """The answer of unpark.lua: where to go on (-1: at the end), and how many were released."""
+
+    following: int
+    released: int
 
 
 class Snapshot(NamedTuple):
@@ -255,9 +263,16 @@ def announce(keys: QueueKeys, event: EventType, worker: str) -> Command[int]:
     return Command(_ANNOUNCE, keys.script, [event, worker], int)
 
 
-def unpark(keys: QueueKeys, start: int, names: Sequence[str], most: int = BATCH) -> Command[int]:
-    """Releases parked tasks of these names, some of them; answers where to go on, or -1."""
-    return Command(_UNPARK, keys.script, [start, most, *names], int)
+def unpark(
+    keys: QueueKeys, start: int, names: Sequence[str], *, most: int = BATCH, lane: str = ""
+) -> Command[Unparked]:
+    """Releases some of the parked tasks of these names, of one lane or both."""
+    return Command(_UNPARK, keys.script, [start, most, lane, *names], Unparked._make)
+
+
+def ring(keys: QueueKeys, lane: str, member: str) -> Command[bool]:
+    """Adds a marker; answers False when it was there."""
+    return Command(_RING, keys.script, [lane, member], bool)
 
 
 def status(keys: QueueKeys) -> Command[QueueStatus]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from conveyor.worker.queue import WorkerQueue
 
 
-#: Tasks claimed at once from the queue with the least weight, while others have work too.
+#: Tasks claimed at once from the queue with the least weight at least, while others have work.
 TURN: Final = 4
 
 
@@ -54,11 +54,13 @@ class Choice:
         return min(with_work, key=lambda queue: self._time(lane, queue))
 
     def most(self, queues: Sequence[WorkerQueue], lane: str, queue: WorkerQueue, want: int) -> int:
-        """How many to claim from it at once: few, where others have a share as well."""
+        """How many to claim from it at once: half its share, where others have one as well."""
         shared = any(other.has_work[lane] for other in queues if other is not queue)
         if self._weights is None or not shared:
             return want
-        return min(want, TURN * self._weights[queue.index] // min(self._weights))
+        weight = self._weights[queue.index]
+        least, half = TURN * weight // min(self._weights), want * weight // sum(self._weights) // 2
+        return min(want, max(least, half))
 
     def claim(self, lane: str, queue: WorkerQueue, count: int) -> None:
         """So many are being claimed from a queue, which moves the time of its lane to its own."""

@@ -216,7 +216,8 @@ class Pool:
                 if job is not None and sequence not in child.kill_at:
                     late.append(job)
             self._kill_if_due(child, now)
-            self._retire_worn(child)
+            if not child.retiring and (self._is_spent(child) or self._has_grown(child)):
+                self._retire(child)
         self.fill(now)
         return late
 
@@ -258,7 +259,9 @@ class Pool:
                 gone = True
         if outcomes:
             self._on_outcomes(outcomes)
-        self._retire_worn(child)
+        idle_and_worn = not child.busy() and self._has_grown(child)
+        if child.retiring or self._is_spent(child) or idle_and_worn:
+            self._retire(child)
         return gone
 
     def _answered(self, child: Child, frame: OutcomeFrame) -> Job | None:
@@ -279,7 +282,9 @@ class Pool:
     def _send_alone(self, lane: str, job: Job) -> bool:
         if self.lending.active and self.lending.free(lane) <= 0:
             return False
-        child = min(filter(self._is_open, self.children), key=Child.busy, default=None)
+        able = [each for each in self.children if self._is_open(each)]
+        able = [each for each in able if not each.lanes[lane].deaf_until]
+        child = min(able, key=Child.busy, default=None)
         if self.lending.active and (child is None or child.busy()):
             child = self.lending.add_child() or child
         if child is not None and not child.busy():
@@ -361,10 +366,6 @@ class Pool:
 
     def _has_grown(self, child: Child) -> bool:
         return self._max_memory != float("inf") and child.memory() > self._max_memory
-
-    def _retire_worn(self, child: Child) -> None:
-        if child.retiring or self._is_spent(child) or self._has_grown(child):
-            self._retire(child)
 
     def _retire(self, child: Child) -> None:
         child.retiring = True

@@ -13,8 +13,9 @@ from conveyor.orchestrator import Clock
 from conveyor.worker.job import ASYNC, SYNC, Job
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from conveyor.broker.commands import Unparked
     from conveyor.broker.keys import QueueKeys
     from conveyor.broker.link import Link
     from conveyor.worker.exchanges import Exchange
@@ -41,8 +42,8 @@ class WorkerQueue:
         self.clock = Clock(keys, self.expect_work)
         self.has_work = {SYNC: True, ASYNC: True}
         self.limited = self.held_back = False
-        self.parked: set[str] = set()
-        self._unparked_at: dict[str, int] = {}
+        self._parked: dict[str, int] = {}
+        self._releasing: set[str] = set()
         self.rings = 0
         self.calls = 0
         self.asked: Mapping[str, int] = {}
@@ -70,6 +71,7 @@ class WorkerQueue:
             self.held_back = limited == Limited.HOLDS_BACK
         for lane, want in exchange.asked.items():
             if want:
+                self._releasing.discard(lane)
                 self.has_work[lane] = lane.encode() in left or self.rings != exchange.rings
         if any(each.outcome in _AGAIN and not each.delay_ms for _, each in exchange.batch):
             self.expect_work()
@@ -77,39 +79,37 @@ class WorkerQueue:
     def unpark(self, names: Iterable[bytes], start: int = 0) -> None:
         """Has all that is parked under these names released."""
 
-        def go_on(following: int | None) -> None:
+        def go_on(answer: Unparked | None) -> None:
             self.expect_work()
-            if following is not None and following >= 0:
-                self.unpark(names, following)
+            if answer is not None and answer.following >= 0:
+                self.unpark(names, answer.following)
 
-        self._unpark(names, start, BATCH, go_on)
+        self.link.send(commands.unpark(self.keys, start, _texts(names)), go_on)
 
-    def unpark_some(self, lanes: Mapping[bytes, str], wants: Mapping[str, int]) -> None:
-        """Has as many released as are wanted, and no more before the next claim.
+    def look_for_parked(self) -> None:
+        """Has `unpark_some` look: what another worker parked may be known here."""
+        for lane in (SYNC, ASYNC):
+            # A search under way comes to what is new last.
+            self._parked.setdefault(lane, 0)
 
-        What this worker does not claim at once is parked again by those who do not know it.
+    def unpark_some(self, names: Iterable[bytes], wants: Mapping[str, int]) -> None:
+        """Has as many released as are wanted of each lane, and no more before the next claim.
 
-        Args:
-            lanes: Of the names that this worker knows.
-            wants: How many tasks, by lane.
+        What this worker did not claim at once would be parked again by those who do not know it.
         """
-        for lane in [lane for lane in self.parked if wants[lane]]:
-            if self._unparked_at.get(lane) != self.calls:
-                self._unparked_at[lane] = self.calls
-                self.parked.discard(lane)
-                names = [name for name, its in lanes.items() if its == lane]
-                self._unpark(names, 0, wants[lane], functools.partial(self._unparked, lane))
+        for lane in [lane for lane in self._parked if wants[lane] and lane not in self._releasing]:
+            self._releasing.add(lane)
+            start, most = self._parked.pop(lane), wants[lane]
+            command = commands.unpark(self.keys, start, _texts(names), most=most, lane=lane)
+            self.link.send(command, functools.partial(self._unparked, lane))
 
-    def _unparked(self, lane: str, following: int | None) -> None:
-        if following != -1:
-            self.parked.add(lane)
-        self.expect_work(lane)
-
-    def _unpark(
-        self, names: Iterable[bytes], start: int, most: int, then: Callable[[int | None], None]
-    ) -> None:
-        known = [name.decode() for name in names]
-        self.link.send(commands.unpark(self.keys, start, known, most), then)
+    def _unparked(self, lane: str, answer: Unparked | None) -> None:
+        if answer is not None and answer.following >= 0:
+            self._parked[lane] = answer.following
+        if answer is not None and answer.released:
+            self.expect_work()
+        else:
+            self._releasing.discard(lane)
 
     def settle(self, job: Job, outcome: str, data: bytes = b"", delay_ms: int = 0) -> None:
         """Has a lease ended with the next call."""
@@ -148,3 +148,7 @@ class WorkerQueue:
 def unheard(queues: Sequence[WorkerQueue], lane: str, now: float) -> int:
     """How many tasks were claimed from servers that do not answer: others may have some."""
     return sum(queue.asked.get(lane, 0) for queue in queues if not queue.link.is_prompt(now))
+
+
+def _texts(names: Iterable[bytes]) -> list[str]:
+    return [name.decode() for name in names]

@@ -308,7 +308,7 @@ class Supervisor:
         standing = any(bell.stands for bell in self._lines.bells)
         wants = {lane: 0 if standing else self._wanted(lane) for lane in self._held.waiting}
         for queue in self._queues:
-            queue.unpark_some(self._lanes, wants)
+            queue.unpark_some(self._definitions, wants)
         for link in self._lines.calls:
             if link.idle:
                 self._exchange(link, wants)
@@ -424,7 +424,7 @@ class Supervisor:
 
     def _on_heard(self, queue: WorkerQueue, meaning: str, member: bytes) -> None:
         if member == PARKED_MAIL:
-            queue.parked = {SYNC, ASYNC}
+            queue.look_for_parked()
             return
         if meaning == "stop":
             job = self._held.leases.find(queue.index, member[:TOKEN], member[TOKEN:])
@@ -434,7 +434,7 @@ class Supervisor:
         queue.expect_work(meaning)
         if self._wanted(meaning) == 0:
             # It woke this worker, which has no room any more: somebody else may have.
-            queue.link.send(("ZADD", queue.keys.marker(meaning), 0, "ready"), ignore_answer)
+            queue.link.send(commands.ring(queue.keys, meaning, "ready"), ignore_answer)
 
     def _cancel(self, job: Job) -> None:
         """Ends a task that has not begun here, or stops its run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -302,6 +303,17 @@ def test_parked_tasks_stay_so_while_those_who_know_them_are_busy(lab: Lab) -> No
             gate.open()
             assert [one.wait(SOON) for one in results] == [1 + n for n in range(200)]
             assert knows.alive
+
+
+def test_what_nobody_knows_keeps_no_worker_from_what_it_knows(lab: Lab) -> None:
+    with lab.worker("-c", "1", tasks="noop"), lab.worker("-c", "1", tasks="noop,effect"):
+        lab.tasks.add.map([(1, 2)] * 150)
+        wait_until(lambda: lab.status().parked == 150, "all are parked", seconds=SOON)
+        assert all(one.wait(SOON) for one in lab.tasks.effect.map([()] * 20))
+        before = lab.client.info("stats")["total_commands_processed"]
+        time.sleep(0.3)  # enough for hundreds of commands
+        assert lab.client.info("stats")["total_commands_processed"] < before + 50
+    assert lab.status().parked == 150
 
 
 def test_unknown_task_fails_after_its_grace(lab: Lab) -> None:

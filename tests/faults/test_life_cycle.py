@@ -224,7 +224,7 @@ class LifeCycle(RuleBasedStateMachine):
 
     @rule(names=st.sampled_from(([KNOWN], [KNOWN, "app.other"], [])))
     def unpark(self, names: list[str]) -> None:
-        assert self.engine.run(commands.unpark(self.engine.keys, 0, names)) == -1
+        assert self.engine.run(commands.unpark(self.engine.keys, 0, names)).following == -1
         self.model.unpark(names)
 
     # What orchestrators, clocks and servers do.

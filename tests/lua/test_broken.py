@@ -233,7 +233,7 @@ def test_beside_a_record_that_is_only_looked_at(engine: Engine, worker: Worker) 
     assert engine.task("ended").result == 7
     assert engine.app.result("ended").wait(1) == 7
     assert engine.run(commands.status(engine.keys)).parked_reasons == {b"parked": b""}
-    assert engine.run(commands.unpark(engine.keys, 0, ["app.add"])) == -1
+    assert engine.run(commands.unpark(engine.keys, 0, ["app.add"])).following == -1
     assert engine.run(commands.progress(engine.keys, "running", running.token, "p", b"\x07"))
     assert engine.task("running").progress == 7
     assert engine.broken() == dict.fromkeys(

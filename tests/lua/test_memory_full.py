@@ -59,7 +59,7 @@ def test_running_work_ends_and_the_queue_drains(
     assert [worker.end(a, b, ERROR) for a, b in zip(held, outcomes, strict=True)] == [1] * 8
     assert engine.cancel("b") == 1
     assert engine.maintain().moved == 2
-    assert engine.run(commands.unpark(engine.keys, 0, ["app.add"])) == -1
+    assert engine.run(commands.unpark(engine.keys, 0, ["app.add"])).following == -1
     assert engine.run(commands.wait(engine.keys, "me", ["h"])) == [True]
     assert engine.run(commands.hello(engine.keys, "77777777", 1000, b"")) == engine.now_ms
     while claimed := worker.claim(10):
@@ -90,7 +90,7 @@ def test_scripts_that_the_server_forgot_are_sent_again(engine: Engine, worker: W
         lambda: ids(leases(worker.send(sync=9))) == list("abcd"),
         lambda: worker.renew(*worker.claim(9, again=True)) == [1] * 4,
         lambda: engine.cancel("a") == 1,
-        lambda: engine.run(commands.unpark(engine.keys, 0, [])) == -1,
+        lambda: engine.run(commands.unpark(engine.keys, 0, [])).following == -1,
         lambda: engine.counts() == {"processing": 4},
         lambda: engine.task("a").status is TaskStatus.PROCESSING,
         lambda: engine.run(commands.wait(engine.keys, "me", ["a"])) == [True],

@@ -28,7 +28,7 @@ def unpark(engine: Engine, names: Iterable[str]) -> list[int]:
     """Releases what is parked, page after page; where each page told to go on."""
     told = [0]
     while told[-1] >= 0:
-        told.append(engine.run(commands.unpark(engine.keys, told[-1], list(names))))
+        told.append(engine.run(commands.unpark(engine.keys, told[-1], list(names))).following)
     return told[1:]
 
 

@@ -8,32 +8,34 @@
 -- ARGV
 --   ARGV[1]  number  how many parked tasks to pass over: start at 0, go on with what is returned
 --   ARGV[2]  number  how many to release at most
---   ARGV[3]  names   one argument a task name from here on
+--   ARGV[3]  string  only those of this lane ("r" or "a"), or "" for both
+--   ARGV[4]  names   one argument a task name from here on
 --                    (whoever asks claims next: no marker wakes those that do not know the names)
 -- RETURNS
---   where to go on, or -1 when all were looked at
+--   {where to go on, or -1 when all were looked at; how many were released}
 -- KEEPS
 --   1 one place per id, 5 bounded (100 ids, 1 MiB), 9 unusable records set aside
 
 local known = {}
-for i = 3, #ARGV do known[ARGV[i]] = true end
+for i = 4, #ARGV do known[ARGV[i]] = true end
 
 local start = tonumber(ARGV[1])
 local ids = redis.call('ZRANGE', Q .. 'parked', start, start + 99)
-local kept, left = 0, tonumber(ARGV[2])
+local kept, released, most = 0, 0, tonumber(ARGV[2])
 for _, id in ipairs(ids) do
-  if loaded >= ENOUGH or left == 0 then break end
+  if loaded >= ENOUGH or released == most then break end
   local record, reason = load(id)
   if not record or state_of(record) ~= PARKED then
     redis.call('ZREM', Q .. 'parked', id)
     set_aside(id, reason or 'listed as parked but is not')
-  elseif known[name_of(record)] then
+  elseif known[name_of(record)] and (ARGV[3] == '' or lane_of(record) == ARGV[3]) then
     redis.call('ZREM', Q .. 'parked', id)
     redis.call('HDEL', extras(id), 'u')
     queue_again(id, record, push_tail, 'task_updated')
-    left = left - 1
+    released = released + 1
   else
     kept = kept + 1
   end
 end
-return (#ids == 100 or loaded >= ENOUGH or left == 0) and start + kept or -1
+local more = #ids == 100 or loaded >= ENOUGH or released == most
+return { more and start + kept or -1, released }
