@@ -27,7 +27,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from servers import wait_until
+from servers import freeze, wait_until
 from servers.process import Process
 
 import conveyor
@@ -182,7 +182,7 @@ class Running:
 
     def pause(self) -> None:
         """Stop it with SIGSTOP until ``resume``; its children go on."""
-        self.signal(signal.SIGSTOP)
+        freeze(self.pid)
 
     def resume(self) -> None:
         """Let it go on after ``pause``."""

@@ -83,6 +83,7 @@ def pause_takes_back_what_a_child_has_not_read() -> None:
     worker.start()
     child = where.delay().wait(SOON)
     os.kill(child, signal.SIGSTOP)
+    os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOWAIT)  # until then it may read on
     result = effect.delay(1)
     until(lambda: status().processing == 1, "it is claimed")
     worker.pause()

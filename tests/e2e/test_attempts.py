@@ -56,7 +56,7 @@ def test_attempts_of_every_kind(server: Server, tmp_path: Path, args: tuple[str,
         run = task_of(app).options(error_retry_limit=5, stall_retry_limit=5)
         ends = ["error", "killed", "stall", "interrupted", "error", "timeout", "success"]
         result = run.delay(ends)
-        with project.worker("-c", "1", *args) as worker:
+        with project.worker("-c", "1", *args, up=False) as worker:
             assert worker.wait() == 1  # the fourth run has it end what runs
         assert result.status is TaskStatus.QUEUED
         with project.worker("-c", "1", *args):
@@ -94,7 +94,7 @@ def test_a_run_without_a_retry_is_not_begun_again_after_an_interruption(
     project = Project(tmp_path, server.url, SOURCE)
     with Conveyor(project.name, broker=server.url) as app:
         result = task_of(app).options(**limits).delay(["interrupted", "success"])
-        with project.worker("-c", "1") as worker:
+        with project.worker("-c", "1", up=False) as worker:
             worker.wait()
         wait_until(lambda: result.status.ended, "it has ended", seconds=SOON)
         record = result.task()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from faults.lab import SOON, Gate, Lab
-from servers import wait_until
+from servers import freeze, wait_until
 
 from conveyor import TaskFailed, TaskResult, TaskStatus
 
@@ -45,7 +45,7 @@ def test_what_a_killed_child_had_not_begun_pays_nothing(lab: Lab) -> None:
         for _ in range(3):  # runs so short that more is sent ahead
             [one.wait(SOON) for one in lab.tasks.noop.map([()] * 300)]
         (child,) = worker.children()
-        os.kill(child, signal.SIGSTOP)
+        freeze(child)
         waiting = lab.tasks.effect.map([()] * 50)
         wait_until(lambda: lab.status().processing > 0, "some were claimed", seconds=SOON)
         os.kill(child, signal.SIGKILL)

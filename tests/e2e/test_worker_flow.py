@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import pytest
 from faults.lab import SOON, Lab
-from servers import wait_until
+from servers import freeze, wait_until
 
 from conveyor import TaskStatus
 
@@ -97,7 +97,7 @@ def test_nothing_waits_for_an_idle_child_that_is_stopped(lab: Lab) -> None:
     with lab.worker("-c", "2", "--threads", "4") as worker:
         wait_until(lambda: len(worker.children()) == 2, "both are there", seconds=SOON)
         stopped = worker.children()[0]
-        os.kill(stopped, signal.SIGSTOP)
+        freeze(stopped)
         assert all(one.wait(SOON) for one in lab.tasks.add.map([(1, 2)] * 20))
         os.kill(stopped, signal.SIGCONT)
         wait_until(lambda: lab.tasks.where.delay().wait(SOON) == stopped, "it runs", seconds=SOON)

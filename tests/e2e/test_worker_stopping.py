@@ -7,7 +7,7 @@ import signal
 
 import pytest
 from faults.lab import SOON, Lab
-from servers import wait_until
+from servers import freeze, wait_until
 
 from conveyor import TaskCancelled, TaskFailed, TaskStatus, constant
 
@@ -65,7 +65,7 @@ def test_timeout_in_threads_hits_only_its_own_run(lab: Lab) -> None:
 
 def test_runs_of_a_child_that_were_all_asked_to_stop_have_all_timed_out(lab: Lab) -> None:
     with lab.worker("-c", "1", "--threads", "2"):
-        late = [lab.tasks.nap.options(execution_timeout=0.5 + n * 0.4) for n in range(2)]
+        late = [lab.tasks.nap.options(execution_timeout=0.5 + n * 0.2) for n in range(2)]
         results = [one.delay(600.0) for one in late]
         for one in results:
             assert [run.outcome for run in lab.ended(one).attempts] == ["timeout"]
@@ -79,7 +79,7 @@ def test_coroutines_that_are_cancelled_together_all_hear_of_it(lab: Lab) -> None
         lab.wait_for_starts(*results)
         (child,) = worker.children()
         (mailbox,) = (f"k:{one.decode()}" for one in lab.status().workers)
-        os.kill(child, signal.SIGSTOP)
+        freeze(child)
         assert all(one.cancel() for one in results[:10])
         letters = lab.app.client.broker.keys("default").prefix + mailbox
         wait_until(lambda: not lab.client.exists(letters), "the parent has read", seconds=SOON)
@@ -188,7 +188,7 @@ def test_cancel_of_one_that_waits_in_a_childs_socket(lab: Lab, task: str) -> Non
         lab.tasks.noop.map([()] * 1000)  # so short that more is sent ahead
         lab.wait_for_drain()
         (child,) = worker.children()
-        os.kill(child, signal.SIGSTOP)
+        freeze(child)
         results = waiting.map([()] * 4)
         wait_until(lambda: lab.status().processing > 0, "claimed", seconds=SOON)
         cancelled = results[-1]
@@ -215,7 +215,7 @@ def test_cancel_of_a_run_whose_child_dies(lab: Lab) -> None:
         result = lab.tasks.hold_stubbornly.delay(lab.gate().path)
         lab.wait_for_starts(result)
         (start,) = lab.history.read("start", task_id=result.id)
-        os.kill(start.process, signal.SIGSTOP)
+        freeze(start.process)
         assert result.cancel()
         os.kill(start.process, signal.SIGKILL)
         with pytest.raises(TaskCancelled):

@@ -8,7 +8,7 @@ import signal
 import time
 
 import pytest
-from servers import Proxy, Server, wait_until
+from servers import Proxy, Server, freeze, wait_until
 
 from conveyor import Conveyor, TaskStatus
 from conveyor.broker.scripts import load_script
@@ -62,7 +62,7 @@ def test_3_stopped_worker_does_not_begin_what_it_has_lost(lab: Lab) -> None:
         lab.tasks.noop.map([()] * 1000)  # so short that more is sent ahead
         lab.wait_for_drain()
         (child,) = first.children()
-        os.kill(child, signal.SIGSTOP)
+        freeze(child)
         results = lab.tasks.effect.options(stall_timeout=LEASE).map([()] * 30)
         wait_until(lambda: lab.status().processing > 0, "claimed", seconds=SOON)
         first.pause()

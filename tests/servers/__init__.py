@@ -18,12 +18,12 @@ process the temporary directories (``conveyor-test-*``) stay; nothing else does.
 from __future__ import annotations
 
 from .cluster import Cluster
-from .programs import LOOPBACK, Binary, binaries, free_port, wait_until
+from .programs import LOOPBACK, Binary, binaries, free_port, freeze, wait_until
 from .proxy import Proxy
 from .sentinel import SERVICE, Sentinel
 from .server import Server
 
 __all__ = [
     "LOOPBACK", "SERVICE", "Binary", "Cluster", "Proxy", "Sentinel", "Server", "binaries",
-    "free_port", "wait_until",
+    "free_port", "freeze", "wait_until",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
 import time
 from contextlib import suppress
@@ -56,6 +57,22 @@ def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = STA
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not so after {seconds:g} s")
         time.sleep(0.005)
+
+
+def freeze(pid: int) -> None:
+    """Stop a process with SIGSTOP; return once all of it has stopped.
+
+    Until then it may read on: the signal waits for a processor as the process does.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: all(map(_is_stopped, Path(f"/proc/{pid}/task").glob("*/stat"))), "stopped")
+
+
+def _is_stopped(stat: Path) -> bool:
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] in "Tt"
+    except (FileNotFoundError, ProcessLookupError):  # a thread that has ended
+        return True
 
 
 def executable(binary: Binary) -> Path:
