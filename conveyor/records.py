@@ -399,7 +399,7 @@ def _read_beside(
             _optional(codec, extras.get(b"p")),
             _optional(codec, extras.get(b"d")),
         )
-    except (ValueError, struct.error) as error:
+    except (TypeError, ValueError, struct.error) as error:
         raise SerializationError(f"what lies beside the record cannot be read: {error}") from error
 
 

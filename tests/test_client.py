@@ -7,20 +7,32 @@ import gc
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import pytest
 from engine import Engine
 from playing import SOON, Player, end, run, works
 from sharing import PROMPT, add, forks
 
 from conveyor import Conveyor, Task
 from conveyor.errors import BrokerUnavailable
+from conveyor.packing import pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pytest
     from servers import Server
+
+
+# Records
+
+
+@pytest.mark.parametrize("garbage", [[b"e", b"\x01"], [b"n", b"many"], [b"n", 1, b"a0", b"x"]])
+def test_a_claimed_task_is_read_whatever_lies_beside_it(server: Server, garbage: Any) -> None:
+    with Conveyor("garbage", broker=server.url) as app:
+        record = app.task(add).call(1, 2).pack().task.record
+        task = app.client.decode_claimed("default", "some", record + pack(garbage))
+    assert (task.args, task.error, task.attempts) == ((1, 2), None, ())
 
 
 # Event loops
