@@ -106,7 +106,7 @@ def _broken(module: str, error: BaseException) -> ConfigurationError:
         )
     if isinstance(error, ConfigurationError):
         return ConfigurationError(f"{_place(error.__traceback__)}: {error}")
-    what = traceback.format_exception_only(error)[-1].strip()
+    what = " ".join(traceback.format_exception_only(error)[-1].split())
     if isinstance(error, SyntaxError):
         place = f"{error.filename}, line {error.lineno}"
     else:

@@ -114,6 +114,7 @@ def test_without_one_all_ways_to_name_it_are_said(project: Project) -> None:
         ("def f():\n    return 1 / 0\nf()\n", "ZeroDivisionError: division by zero", 2),
         ("\nimport nothing_there\n", "ModuleNotFoundError: No module", 2),
         ("\n\ndef f(:\n", "SyntaxError: ", 3),
+        ("raise ValueError('one\\ntwo')\n", "ValueError: one two", 1),
     ],
 )
 def test_an_exception_of_the_module_is_shown_with_its_place(
