@@ -290,7 +290,7 @@ def left_beside(record: bytes) -> Mapping[bytes, bytes]:
 def result_of(record: bytes) -> bytes | None:
     """The encoded result of a task that succeeded, or None: it has not."""
     _, _, state, *_, name_length, payload_length = HEADER.unpack_from(record)
-    if _STATES[state] is not TaskStatus.SUCCESS:
+    if _status(state) is not TaskStatus.SUCCESS:
         return None
     return record[HEADER.size + name_length + payload_length :]
 
@@ -344,7 +344,7 @@ def decode_task(
     payload = payload_of(record) if reveal else outline_of(record)
     options = Options.unpack(payload.options)
     args, kwargs = codec.decode_call(payload.call) if reveal else _HIDDEN_CALL
-    status = _STATES[int(state)]
+    status = _status(state)
     attempts, error, progress, data = _read_beside(extras, codec)
     result = None
     encoded = result_of(record)
@@ -414,8 +414,17 @@ def _limit(value: int) -> float:
     return math.inf if value == UNLIMITED else value
 
 
+def _status(state: int) -> TaskStatus:
+    if state >= len(_STATES):
+        raise SerializationError(f"the record's state {state} is none that we know")
+    return _STATES[state]
+
+
 def _moment(data: bytes) -> datetime:
-    return from_ms(int.from_bytes(data, "little"))
+    try:
+        return from_ms(int.from_bytes(data, "little"))
+    except OverflowError as error:
+        raise SerializationError(f"a moment of the record cannot be read: {error}") from error
 
 
 def _moment_or_none(data: bytes) -> datetime | None:
@@ -436,13 +445,6 @@ def _attempts(extras: Mapping[bytes, bytes]) -> tuple[Attempt, ...]:
         outcome = data[_ATTEMPT.size : _ATTEMPT.size + length].decode()
         error, traceback = read_error(data[_ATTEMPT.size + length :])
         runs.append(
-            Attempt(
-                _moment(started),
-                _moment(ended),
-                worker.hex(),
-                outcome,
-                error,
-                traceback,
-            )
+            Attempt(_moment(started), _moment(ended), worker.hex(), outcome, error, traceback)
         )
     return tuple(runs)

@@ -158,6 +158,26 @@ def test_of_large_tasks_few_are_read_at_once(engine: Engine) -> None:
     assert engine.run(commands.wait(engine.keys, "one", names)) == [True, True]
 
 
+@pytest.mark.parametrize("state", ["cancelled", "expired"])
+def test_of_large_tasks_that_cannot_be_claimed_few_are_read_at_once(
+    engine: Engine, state: str
+) -> None:
+    names = list("abcdefgh")
+    engine.put(*names[:-1], args=("x" * 600_000,), expires="+1000" if state == "expired" else "")
+    engine.put(names[-1])
+    for name in names[:-1] if state == "cancelled" else ():
+        engine.cancel(name)
+    engine.call("HSET", engine.keys.memory, "due", engine.now_ms + 2000)
+    engine.advance(1)
+    engine.call("DEL", engine.key("e"))
+    worker = Worker(engine)
+    left = []
+    while not (settled := worker.send(sync=100)).claimed:
+        assert settled.left == b"r"
+        left.append(len(engine.ready()))
+    assert left == [6, 4, 2]
+
+
 def test_waits_for_large_tasks_all_hear_of_their_end(engine: Engine) -> None:
     names = list("abcde")
     engine.put(*names, args=("x" * 600_000,))

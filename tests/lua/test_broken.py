@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from engine import Engine, Worker, ids, settlement
+from engine import ERROR, Engine, Worker, ids, settlement
 
 from conveyor import SerializationError
 from conveyor.broker import commands
@@ -220,6 +220,71 @@ def test_beside_a_record_that_no_worker_ends(engine: Engine, worker: Worker, end
     engine.advance(1)
     engine.maintain()
     assert engine.places("a") == ["cancelled" if end == "cancel" else "failed"]
+
+
+@pytest.mark.parametrize("end", ["error", "stall", "retry"])
+def test_where_runs_are_counted(engine: Engine, worker: Worker, end: str) -> None:
+    engine.put("a", error_retry_limit=1)
+    (lease,) = worker.claim()
+    if end == "retry":
+        worker.end(lease, "success", b"\x07")
+    engine.call("HSET", engine.key("x:a"), "n", "no count")
+    if end == "error":
+        assert worker.end(lease, "error", ERROR) == 1
+    elif end == "retry":
+        assert engine.run(commands.retry(engine.keys, "a", b"nonce")) == 1
+    engine.advance(15)
+    engine.maintain()
+    assert engine.places("a") == ["r:5"]
+    assert len(engine.task("a").attempts) == 1
+    assert engine.broken() == {"a": "its runs were counted by no number"}
+
+
+def test_a_lease_that_is_missing_from_its_set_is_there_once_renewed(
+    engine: Engine, worker: Worker
+) -> None:
+    engine.put("a")
+    (lease,) = worker.claim()
+    engine.call("ZREM", engine.key("l"), "a")
+    assert worker.renew(lease) == [1]
+    assert engine.score("l", "a") == engine.now_ms + 15_000
+
+
+@pytest.mark.parametrize("end", ["success", "fatal", "cancelled"])
+def test_what_is_sent_again_after_its_record_was_deleted_outlives_the_old_one(
+    engine: Engine, worker: Worker, end: str
+) -> None:
+    engine.put("a", retain_success_ms=1000, retain_failed_ms=1000)
+    worker.run("a", end, ERROR)
+    engine.call("DEL", engine.key("t:a"))
+    engine.put("a", due="+5000")
+    engine.advance(1)
+    engine.maintain()
+    assert engine.places("a") == ["s"]
+    engine.advance(4)
+    assert ids(worker.claim()) == ["a"]
+
+
+def test_what_is_sent_again_expires_by_its_own_record(engine: Engine, worker: Worker) -> None:
+    engine.put("never", "later", expires="+1000")
+    engine.call("DEL", engine.key("t:never"), engine.key("t:later"), engine.key("r:5"))
+    engine.put("never")
+    engine.put("later", expires="+2000")
+    engine.call("ZADD", engine.key("e"), engine.now_ms + 1000, "later")
+    engine.advance(1)
+    engine.maintain()
+    assert ids(worker.claim(9)) == ["never", "later"]
+
+
+@pytest.mark.parametrize("offset", [2, 4, 40])
+def test_a_header_with_impossible_values_is_an_error_of_this_task(
+    engine: Engine, offset: int
+) -> None:
+    engine.put("a", "b")
+    engine.call("SETRANGE", engine.key("t:a"), offset, b"\xff" * 6)
+    with pytest.raises(SerializationError):
+        engine.task("a")
+    assert [task.id for task in engine.app.manager().get_tasks("queued")] == ["b"]
 
 
 def test_beside_a_record_that_is_only_looked_at(engine: Engine, worker: Worker) -> None:

@@ -232,7 +232,22 @@ def test_setting_the_same_limit_again_allows_no_more(engine: Engine, worker: Wor
     assert limit(engine, 1, 1)
     assert worker.claim(10) == []
     assert limit(engine, 3, 1)
-    assert len(worker.claim(10)) == 2
+    assert len(worker.claim(10)) == 1
+
+
+def test_a_lower_limit_for_a_while_forgets_no_start(engine: Engine, worker: Worker) -> None:
+    engine.put(*(f"{number:03}" for number in range(100)))
+    limit(engine, 20, 60)
+    assert len(worker.claim(50)) == 20
+    limit(engine, 2, 60)
+    assert worker.claim(50) == []
+    limit(engine, 20, 60)
+    assert worker.claim(50) == []
+    engine.advance(60.001)
+    limit(engine, 2, 60)
+    assert len(worker.claim(50)) == 2
+    limit(engine, 20, 60)
+    assert len(worker.claim(50)) == 18
 
 
 def test_workers_hear_at_once_that_it_was_cleared(engine: Engine, worker: Worker) -> None:

@@ -57,8 +57,20 @@ def test_what_a_worker_knows_is_released_to_the_tail(engine: Engine, worker: Wor
     assert unpark(engine, ["app.known", "app.other"]) == [-1]
     assert engine.ready("a:9") == ["c", "a"]
     assert engine.places("b") == ["parked"]
-    assert engine.markers() == set()
+    assert "a" not in engine.markers()
     assert ids(worker.claim(0, 9)) == ["c", "a"]
+
+
+def test_what_was_released_for_a_worker_that_died_is_told_of_in_time(
+    engine: Engine, worker: Worker
+) -> None:
+    engine.put("a")
+    park(worker, "a")
+    engine.take_markers()
+    unpark(engine, ["app.add"])
+    engine.advance(10)
+    engine.maintain()
+    assert "r" in engine.markers()
 
 
 def test_more_than_one_page_of_them_is_looked_through(engine: Engine, worker: Worker) -> None:

@@ -46,7 +46,6 @@ function verbs.limit()
   if redis.call('HGET', M, 'limit') == limit then return 0 end
   if limit then
     redis.call('HSET', M, 'limit', limit)
-    redis.call('LTRIM', Q .. 'starts', -tonumber(ARGV[2]), -1)
   else
     redis.call('HDEL', M, 'limit')
     redis.call('DEL', Q .. 'starts')

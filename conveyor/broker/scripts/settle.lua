@@ -94,6 +94,7 @@ end
 
 local call = tonumber(ARGV[2])
 local claimed, leases, bytes = {}, {}, 0
+local read_before = 0
 local nonce = ARGV[1] .. struct.pack('<I4', call % 4294967296)
 
 -- A later run is told what the earlier ones left beside the record: data, progress, errors.
@@ -104,6 +105,9 @@ local function give(id, record, starts)
   claimed[#claimed + 1] = record
   bytes = bytes + #record
 end
+
+-- What was read counts as well: of expired and cancelled tasks none may be handed out.
+local function has_enough() return math.max(bytes, loaded - read_before) >= CLAIM_BYTES end
 
 -- Leases one queued record, unless it expired waiting. The nonce of the call makes the token unique
 -- even where a restored server counts its starts again.
@@ -133,6 +137,7 @@ local function claim_list(key, want)
   local ids = redis.call('LRANGE', key, 0, want - 1)
   local used = 0
   for _, id in ipairs(ids) do
+    if has_enough() then break end
     local record, reason = load(id)
     if record and state_of(record) == QUEUED then
       if bytes > 0 and bytes + #record > CLAIM_BYTES then break end
@@ -153,7 +158,7 @@ local function claim_lane(lane, want)
   for priority = 9, 0, -1 do
     local key = Q .. lane .. ':' .. priority
     while true do
-      if want <= 0 or scanned >= SCAN or bytes >= CLAIM_BYTES then
+      if want <= 0 or scanned >= SCAN or has_enough() then
         if redis.call('LLEN', key) > 0 then return true end
         break
       end
@@ -198,6 +203,7 @@ end
 
 local function claim(sync, async)
   move_some()
+  read_before = loaded
   local left = ''
   local asks = { { 'r', sync }, { 'a', async } }
   -- Neither lane always takes what the rate limit allows. The ms is as good as a coin; the number of

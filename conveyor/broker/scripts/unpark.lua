@@ -10,7 +10,8 @@
 --   ARGV[2]  number  how many to release at most
 --   ARGV[3]  string  only those of this lane ("r" or "a"), or "" for both
 --   ARGV[4]  names   one argument a task name from here on
---                    (whoever asks claims next: no marker wakes those that do not know the names)
+--                    (whoever asks claims next: no marker wakes those that do not know the names,
+--                    but an orchestrator reminds them, should the one that asked have died)
 -- RETURNS
 --   {where to go on, or -1 when all were looked at; how many were released}
 -- KEEPS
@@ -37,5 +38,6 @@ for _, id in ipairs(ids) do
     kept = kept + 1
   end
 end
+if released > 0 then wake_orchestrator('due', now + REMIND_MS) end
 local more = #ids == 100 or loaded >= ENOUGH or released == most
 return { more and start + kept or -1, released }

@@ -27,7 +27,9 @@ end
 
 local function expire_one(id)
   local record = load(id)
-  local state = record and state_of(record)
+  local expires = record and read('I6', record, 47) or 0
+  if expires == 0 or expires > now then return end
+  local state = state_of(record)
   if state ~= QUEUED and state ~= SCHEDULED and state ~= PARKED then return end
   leave_place(id, state)
   fail(id, record, pack_error('TaskExpired', 'Task has expired'))

@@ -1,6 +1,6 @@
 -- Events: what happens to tasks, workers and the queue, told to listeners as it happens.
 -- Needs: record, clock.
--- Gives: tell.
+-- Gives: publish, tell.
 --
 -- A queue that nobody listens to costs one more field of its memory: `unheard` says that a script
 -- counted the subscriptions and found none. A listener removes it once it has subscribed, so none is
@@ -13,11 +13,19 @@ local LARGE = 32768
 
 local listened
 
+-- What is told must never undo what was done: where the server forbids it, the reason is kept for
+-- people to see.
+local function publish(channel, message)
+  local heard = redis.pcall('SPUBLISH', channel, message)
+  if type(heard) == 'table' then set_aside(channel, heard.err) end
+end
+
 -- Counted at most once a call, and not at all by a call with nothing to tell.
 local function somebody_listens()
   if listened == nil then
-    listened = not unheard and redis.call('PUBSUB', 'SHARDNUMSUB', EVENTS)[2] > 0
-    if not listened and not unheard then redis.call('HSET', M, 'unheard', 1) end
+    local listeners = unheard and 0 or redis.pcall('PUBSUB', 'SHARDNUMSUB', EVENTS)[2]
+    listened = (listeners or 0) > 0
+    if listeners == 0 and not unheard then redis.call('HSET', M, 'unheard', 1) end
   end
   return listened
 end
@@ -46,5 +54,5 @@ local function tell(event, id, record, data, worker)
   if id then record, extra = described(id, record) end
   if data and #data > LARGE then data = '' end
   local message = { event, now, id or false, record or false, extra, data or false, worker or false }
-  redis.call('SPUBLISH', EVENTS, cmsgpack.pack(message))
+  publish(EVENTS, cmsgpack.pack(message))
 end

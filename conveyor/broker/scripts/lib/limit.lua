@@ -13,9 +13,12 @@ local function has_left_the_window(start) return now - tonumber(start) > duratio
 local function most_starts(want)
   if hold > now then return 0 end
   if not points then return want end
-  local free = points - redis.call('LLEN', STARTS)
+  local noted = redis.call('LLEN', STARTS)
+  local free = math.max(points - noted, 0)
   if free >= want then return want end
-  for _, start in ipairs(redis.call('LRANGE', STARTS, 0, want - free - 1)) do
+  -- After a higher limit more are noted than count.
+  local first = math.max(noted - points, 0)
+  for _, start in ipairs(redis.call('LRANGE', STARTS, first, first + want - free - 1)) do
     if not has_left_the_window(start) then break end
     free = free + 1
   end
@@ -27,8 +30,10 @@ local function note_starts(count)
   if not points or hold > now then return end
   local moments = {}
   for i = 1, count do moments[i] = now end
-  if count > 0 then redis.call('RPUSH', STARTS, unpack(moments)) end
-  redis.call('LTRIM', STARTS, -points, -1)
+  if count > 0 then
+    redis.call('RPUSH', STARTS, unpack(moments))
+    redis.call('LTRIM', STARTS, -points, -1)
+  end
   local start = redis.call('LINDEX', STARTS, -points)
   if start and not has_left_the_window(start) then
     hold = tonumber(start) + duration + 1

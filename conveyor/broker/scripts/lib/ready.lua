@@ -1,7 +1,7 @@
 -- Ready lists: one per lane (r: sync or unknown, a: async) and priority, with a marker per lane
 -- that idle workers block on.
 -- Needs: record, clock.
--- Gives: bury, drop, lane_of, leave_place, push_head, push_tail, touch_lanes, wake_workers.
+-- Gives: REMIND_MS, bury, drop, lane_of, leave_place, push_head, push_tail, touch_lanes, wake_workers.
 
 local REMIND_MS = 10000
 

@@ -7,10 +7,19 @@ local ERROR, TIMEOUT, STALL = 'error', 'timeout', 'stall'
 local INTERRUPTION, CANCELLATION = 'interrupted', 'cancelled'
 local KEPT_ATTEMPTS = 10
 
+-- What is no number there is of no use, and makes way.
+local function count_run(id, extra)
+  local count = redis.pcall('HINCRBY', extra, 'n', 1)
+  if type(count) == 'number' then return count end
+  set_aside(id, 'its runs were counted by no number')
+  redis.call('HSET', extra, 'n', 1)
+  return 1
+end
+
 -- `attempts` is a ring of the last runs in the task's hash: a0 to a9, `n` counts them all.
 local function note_attempt(id, record, outcome, error, ended)
   local extra = extras(id)
-  local count = redis.call('HINCRBY', extra, 'n', 1)
+  local count = count_run(id, extra)
   redis.call('HSET', extra, 'a' .. (count - 1) % KEPT_ATTEMPTS,
     struct.pack('<I6I6c4B', read('I6', record, 23), ended or now, string.sub(record, 15, 18), #outcome) .. outcome .. error)
   if error ~= '' then redis.call('HSET', extra, 'e', error) end
