@@ -342,4 +342,7 @@ def _is_refused(port: int) -> bool:
         socket.create_connection((LOOPBACK, port), 5).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        # It went between taking the connection and looking at it.
+        return False
     return False

@@ -41,7 +41,11 @@ class Attempt(Generic[T]):
         self._near, self._far = socket.socketpair()
         selector.register(self._near, selectors.EVENT_READ, done)
         self._thread = threading.Thread(target=self._run, name="conveyor-connect", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._close()
+            raise
 
     def result(self) -> T:
         """What the call returned, once it has ended; what it raised is raised."""

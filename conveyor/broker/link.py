@@ -152,10 +152,13 @@ class Link:
 
     def _connect(self) -> None:
         """Connects: at once the first time, when nothing depends on the loop, then beside it."""
-        if self._lost:
-            self._attempt = Attempt(self._hold, self._selector, self._on_attempt)
-        else:
+        if not self._lost:
             self._take_up(self._hold)
+            return
+        try:
+            self._attempt = Attempt(self._hold, self._selector, self._on_attempt)
+        except (OSError, RuntimeError) as error:  # no descriptor or no thread is left
+            self._lose(error)
 
     def _on_attempt(self) -> None:
         attempt, self._attempt = self._attempt, None

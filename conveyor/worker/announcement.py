@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from conveyor.broker import commands
-from conveyor.errors import BrokerUnavailable
+from conveyor.errors import BrokerUnavailable, QueueFull
 from conveyor.events import EventType
 from conveyor.packing import pack
 from conveyor.recurring import Declarer
@@ -98,7 +98,7 @@ class Announcer:
     def _make_known(self, queue: WorkerQueue) -> None:
         try:
             self._broker.announce(queue.keys.queue)
-        except BrokerUnavailable as error:
+        except (BrokerUnavailable, QueueFull) as error:
             log.debug("%s is not on the list of known queues yet: %s", queue.keys.queue, error)
 
     def _prolonged(self, queue: WorkerQueue, found: int | None) -> None:

@@ -30,7 +30,7 @@ from conveyor.worker.frames import (
 )
 from conveyor.worker.job import ASYNC, SYNC
 from conveyor.worker.lending import MOST_SUSPENDED, Lending
-from conveyor.worker.process import Child, Death, Lane
+from conveyor.worker.process import Child, Death, Lane, flush_output
 from conveyor.worker.signals import held_back
 from conveyor.worker.slots import Slots
 
@@ -124,10 +124,8 @@ class Pool:
     def deadline(self) -> float | None:
         """When `fill` has something to do, monotonic."""
         moment = self._spawn_at if self._is_short() else self.lending.deadline()
-        if self._deaf:
-            moments = [moment, *(lane.deaf_until for lane in self._deaf)]
-            return min(each for each in moments if each is not None)
-        return moment
+        moments = [moment, *(lane.deaf_until for lane in self._deaf)]
+        return min((each for each in moments if each is not None), default=None)
 
     def send(self, lane: str, jobs: deque[Job], *, short: bool) -> None:
         """Gives jobs to children, idle ones first; what nobody has room for stays.
@@ -175,11 +173,14 @@ class Pool:
         """What lies unread behind long runs or in children that begin, or all; in order."""
         jobs: list[Job] = []
         for child in self.children:
+            before = len(jobs)
             for lane in child.lanes.values():
                 if everything and lane.inflight:
                     jobs += child.take_back(lane)
                 elif lane.inflight and now - lane.moved_at > STUCK:
                     jobs += self._take_unread(child, lane, now)
+            if child.retiring and len(jobs) > before:
+                self._retire(child)
         return jobs
 
     def _take_unread(self, child: Child, lane: Lane, now: float) -> list[Job]:
@@ -191,9 +192,12 @@ class Pool:
             return []
         jobs = child.take_back(lane)
         if jobs:
-            lane.deaf_until = now + DEAF_PAUSE
-            self._deaf.add(lane)
+            self._rest(lane, now)
         return jobs
+
+    def _rest(self, lane: Lane, now: float) -> None:
+        lane.deaf_until = now + DEAF_PAUSE
+        self._deaf.add(lane)
 
     def stop(self, job: Job, reason: int, now: float) -> bool:
         """Asks a run to stop, and kills its child if it has not in time; False: no child has it."""
@@ -327,6 +331,10 @@ class Pool:
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             self._watch_room(lane)
             return False
+        except OSError as error:
+            log.error("child %d cannot be given %s (%s): later", child.pid, job, error)
+            self._rest(lane, time.monotonic())
+            return False
         job.sent_at = now = time.monotonic()
         if not lane.inflight:
             lane.moved_at = now
@@ -359,13 +367,12 @@ class Pool:
             child.signal(signal.SIGKILL)
 
     def _is_spent(self, child: Child) -> bool:
-        """Whether it has begun as many runs as it may: nothing of them can be taken back."""
-        return child.sent >= self._max_tasks and not any(
-            len(lane.inflight) > lane.width for lane in child.lanes.values()
-        )
+        return child.sent >= self._max_tasks and child.has_begun_all()
 
     def _has_grown(self, child: Child) -> bool:
-        return self._max_memory != float("inf") and child.memory() > self._max_memory
+        if self._max_memory == float("inf") or not child.done:
+            return False  # what it needs before its first run its successor would need as well
+        return child.memory() > self._max_memory
 
     def _retire(self, child: Child) -> None:
         child.retiring = True
@@ -396,6 +403,7 @@ class Pool:
         foreign += [end.fileno() for end in own]
         foreign += self._foreign()
         parent = os.getpid()
+        flush_output()
         with held_back():
             child.pid = os.fork()
             if child.pid == 0:
@@ -408,8 +416,8 @@ class Pool:
         return child
 
     def _watch(self, child: Child) -> None:
-        if hasattr(os, "pidfd_open"):
-            child.pidfd = os.pidfd_open(child.pid)
+        child.open_pidfd()
+        if child.pidfd >= 0:
             self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._bury(child))
         self._selector.register(child.small, selectors.EVENT_READ, lambda: self._on_readable(child))
         self._selector.register(child.large, selectors.EVENT_READ, lambda: self._on_readable(child))
@@ -423,7 +431,7 @@ class Pool:
 
     def _bury(self, child: Child) -> None:
         self.read(child)
-        _, status = os.waitpid(child.pid, 0)
+        status = child.wait()
         self.children.remove(child)
         self.lending.forget(child)
         self._selector.unregister(child.small)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -122,6 +123,11 @@ class Child:
         """How many tasks it has been given and not answered."""
         return sum(len(lane.inflight) for lane in self.lanes.values())
 
+    def has_begun_all(self) -> bool:
+        """Whether it runs all that it was given: nothing of that can be taken back."""
+        begun = set(self.slots.running())
+        return all(lane.inflight.keys() <= begun for lane in self.lanes.values())
+
     def take_back(self, lane: Lane) -> list[Job]:
         """What it has not read of a lane, in order."""
         jobs = lane.take_back()
@@ -129,7 +135,20 @@ class Child:
         self.alone = self.alone and self.busy() > 0
         return jobs
 
-    def death(self, status: int) -> Death:
+    def open_pidfd(self) -> None:
+        """Has its end be heard of at once, where the kernel can tell."""
+        if hasattr(os, "pidfd_open"):
+            with contextlib.suppress(OSError):  # an old kernel, or forbidden: its sockets tell
+                self.pidfd = os.pidfd_open(self.pid)
+
+    def wait(self) -> int | None:
+        """How it ended, once it has; None where somebody else was told."""
+        try:
+            return os.waitpid(self.pid, 0)[1]
+        except ChildProcessError:
+            return None
+
+    def death(self, status: int | None) -> Death:
         """What to tell of it now that it is gone, by what `waitpid` said and what it had noted."""
         untouched: list[Job] = []
         for lane in self.lanes.values():
@@ -177,6 +196,15 @@ class Child:
             os.close(self.pidfd)
 
 
-def _reason(status: int) -> str:
+def flush_output() -> None:
+    """Writes out what is buffered, of which each child would write a copy."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none at all
+            stream.flush()
+
+
+def _reason(status: int | None) -> str:
+    if status is None:
+        return "is gone, and how it ended is not known, since SIGCHLD is ignored"
     code = os.waitstatus_to_exitcode(status)
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"

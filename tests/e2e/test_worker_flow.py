@@ -8,12 +8,18 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import pytest
 from faults.lab import SOON, Lab
 from servers import freeze, wait_until
 
 from conveyor import TaskStatus
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from servers import Server
 
 
 def test_nothing_waits_behind_a_long_task(lab: Lab) -> None:
@@ -43,6 +49,17 @@ def test_nothing_waits_behind_a_long_task_that_comes_with_short_ones(lab: Lab) -
         assert long.status is TaskStatus.PROCESSING
         gate.open()
         assert long.wait(SOON)
+
+
+def test_a_full_server_is_drained_by_a_worker_that_starts_then(
+    own_server: Server, tmp_path: Path
+) -> None:
+    with Lab(own_server.url, tmp_path) as lab:
+        results = lab.tasks.add.map([(1, 2)] * 20)
+        own_server.call("CONFIG", "SET", "maxmemory", "1")
+        with lab.worker("-c", "1") as worker:
+            assert [one.wait(SOON) for one in results] == [3] * 20
+            assert worker.stop() == 0
 
 
 def test_nothing_waits_in_a_worker_while_another_is_free(lab: Lab) -> None:

@@ -127,12 +127,25 @@ def test_what_moved_on_since_is_left_out_of_the_answer(engine: Engine, worker: W
     assert worker.claim(3, again=True) == []
 
 
-def test_a_lost_answer_without_tasks_may_be_followed_by_one_with_tasks(
-    engine: Engine, worker: Worker
-) -> None:
+def test_a_lost_answer_without_tasks_is_repeated_too(engine: Engine, worker: Worker) -> None:
+    """The first call may be what arrives late, on a connection that was given up."""
     assert worker.claim() == []
     engine.put("a")
-    assert ids(worker.claim(again=True)) == ["a"]
+    assert worker.claim(again=True) == []
+    assert ids(worker.claim()) == ["a"]
+
+
+@pytest.mark.parametrize("later", [1, 0])
+def test_a_claim_that_arrives_after_a_later_one_takes_nothing(
+    engine: Engine, worker: Worker, later: int
+) -> None:
+    """Its connection was given up, so nobody reads what it would be given."""
+    late, worker.calls = Worker(engine, worker.name), 1
+    engine.put(*"ab"[:later])
+    assert ids(worker.claim()) == list("ab"[:later])
+    engine.put("c")
+    assert late.claim(9) == []
+    assert engine.counts() == ({"processing": 1, "queued": 1} if later else {"queued": 1})
 
 
 def test_a_worker_repeats_only_its_own_claim(engine: Engine) -> None:

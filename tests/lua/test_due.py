@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +19,7 @@ def by_orchestrator(engine: Engine) -> None:
 
 
 def by_claim(engine: Engine) -> None:
-    Worker(engine, b"else").claim(0, 1)
+    Worker(engine, os.urandom(4)).claim(0, 1)
 
 
 each_mover = pytest.mark.parametrize("move", [by_orchestrator, by_claim])

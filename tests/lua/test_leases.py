@@ -85,6 +85,19 @@ def test_what_a_running_task_says_is_kept(
     assert getattr(engine.task("a"), name) == {"done": 0.5}
 
 
+@pytest.mark.parametrize("limit", [0, 3])
+def test_what_ends_after_it_was_reaped_is_stale_and_not_settled_already(
+    engine: Engine, worker: Worker, limit: int
+) -> None:
+    engine.put("a", stall_retry_limit=limit)
+    (lease,) = worker.claim()
+    engine.advance(15)
+    engine.maintain()
+    assert worker.end(lease, "success", b"\x07") == commands.Verdict.STALE
+    assert engine.task("a").worker == worker.name.hex()
+    assert engine.places("a") == (["r:5"] if limit else ["failed"])
+
+
 def test_what_a_run_says_after_it_lost_its_lease_is_refused(engine: Engine, worker: Worker) -> None:
     engine.put("a", stall_ms=1000)
     (lost,) = worker.claim()
@@ -163,10 +176,11 @@ class TestSilenceOfTheServer:
         engine.call("HSET", engine.keys.memory, "run", "another")
         greet(engine)
         engine.advance(1)
-        assert ids(Worker(engine, b"else").claim()) == []
+        other = Worker(engine, b"else")
+        assert ids(other.claim()) == []
         assert engine.score("l", "a") == engine.now_ms + 1000
         engine.advance(1)
-        assert ids(Worker(engine, b"else").claim()) == ["a"]
+        assert ids(other.claim()) == ["a"]
 
 
 def greet(engine: Engine) -> None:

@@ -174,10 +174,13 @@ end
 
 local LAST = Q .. 'c:' .. ARGV[1]
 
--- The answer of an earlier call with this number whose reply was lost; what moved on since is left out.
+-- The answer of an earlier call with this number whose reply was lost; what moved on since is left
+-- out. An earlier number comes from a connection that was given up: nobody reads the reply.
 local function repeated()
   local last = redis.call('GET', LAST)
-  if not last or read('I6', last, 1) ~= call then return nil end
+  local number = last and read('I6', last, 1) or 0
+  if number < call then return false end
+  if number > call then return true end
   for _, id in ipairs(cmsgpack.unpack(string.sub(last, 7))) do
     local record = load(id)
     if record and state_of(record) == PROCESSING and string.sub(record, 15, 22) == nonce then
@@ -217,10 +220,8 @@ local function claim(sync, async)
       touched[lane] = true
     end
   end
-  if #leases > 0 then
-    redis.call('ZADD', Q .. 'l', unpack(leases))
-    remember_claim()
-  end
+  if #leases > 0 then redis.call('ZADD', Q .. 'l', unpack(leases)) end
+  if #leases > 0 or hold <= now then remember_claim() end
   note_starts(#leases / 2)
   if hold <= now then return left end
   if left ~= '' and hold < FOREVER then limited = 2 end

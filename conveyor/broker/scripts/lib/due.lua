@@ -41,6 +41,11 @@ local function silenced(record, expired_at)
   return gap and expired_at - read('I4', record, 77) <= gap
 end
 
+-- Its worker is a stranger now: with another token, what it says of the run is refused as stale.
+local function without_its_call(record)
+  return string.sub(record, 1, 18) .. '\0\0\0\0' .. string.sub(record, 23)
+end
+
 local function reap_one(id, expired_at)
   local record, reason = load(id)
   if not record then return set_aside(id, reason) end
@@ -48,6 +53,6 @@ local function reap_one(id, expired_at)
   if silenced(record, expired_at) then
     redis.call('ZADD', Q .. 'l', now + read('I4', record, 77), id)
   else
-    after_stall(id, record, pack_error('TaskStalled', 'its worker died or went silent'))
+    after_stall(id, without_its_call(record), pack_error('TaskStalled', 'its worker died or went silent'))
   end
 end
