@@ -93,7 +93,7 @@ class Model:
         gone: When calls were created that soon ended without a record.
         paused: Whether nothing may be claimed.
         limit: At most so many starts in any window of so many ms, or None.
-        starts: The moments of the last starts, as many as the limit allows.
+        starts: The moments of the last starts, as many as a limit allowed.
     """
 
     now: int
@@ -185,7 +185,7 @@ class Model:
         """Whether that changed anything."""
         changed = self.limit != limit
         self.limit = limit
-        self.starts = self.starts[-limit[0] :] if limit else []
+        self.starts = self.starts if limit else []
         return changed
 
     # What workers do.
@@ -217,9 +217,9 @@ class Model:
         claimed = []
         for lane, want in lanes:
             claimed += self._claim_lane(lane, min(want, most - len(claimed)), nonce)
-        if self.limit:
+        if self.limit and claimed:
             self.starts = [*self.starts, *[self.now] * len(claimed)][-self.limit[0] :]
-        if claimed:
+        if claimed or self.limit or not self.paused:
             self._claims[worker] = (call, claimed)
         return claimed
 
@@ -287,9 +287,9 @@ class Model:
     def _reap(self, task_id: str, moment: float) -> None:
         task = self.tasks[task_id]
         if moment - task.limits.stall_ms <= self.gap:
-            self._put(task, PROCESSING, self.now + task.limits.stall_ms)
-        else:
-            self._after_stall(task)
+            return self._put(task, PROCESSING, self.now + task.limits.stall_ms)
+        task.nonce = task.nonce[:4] + bytes(4)
+        return self._after_stall(task)
 
     def _expire(self, task_id: str, _: float) -> None:
         task = self.tasks[task_id]
@@ -313,7 +313,7 @@ class Model:
         if self.limit is None:
             return BATCH
         points, window = self.limit
-        return points - sum(start >= self.now - window for start in self.starts)
+        return max(0, points - sum(start >= self.now - window for start in self.starts))
 
     def _claim_lane(self, lane: str, want: int, nonce: bytes) -> list[str]:
         claimed: list[str] = []
