@@ -1,9 +1,9 @@
 """Measures each stage of a task's way: enqueue, drain, round trip, idle, waiting behind a long
-task.
+task; and how long one script holds the server.
 
     python -m benchmarks                    everything, on the embedded server's binary
     python -m benchmarks drain -n 100000    one of: enqueue drain round_trip idle fairness
-    coroutines takeover
+    coroutines takeover bounds
 
 Every figure is printed with what it was measured on; compare figures of one run only.
 """
@@ -26,6 +26,7 @@ os.environ.setdefault("CONVEYOR_BROKER", f"embedded://{tempfile.gettempdir()}/co
 from typing import TYPE_CHECKING
 
 from benchmarks.app import add, anap, anoop, app, compute, hang, nap, noop
+from benchmarks.bounds import bounds
 from conveyor.broker import commands
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def _cpu(pid: int) -> float:
 
 STAGES: dict[str, Callable[[int], None]] = {
     stage.__name__: stage
-    for stage in (enqueue, drain, round_trip, fairness, coroutines, takeover, idle)
+    for stage in (enqueue, drain, round_trip, fairness, coroutines, takeover, bounds, idle)
 }
 
 

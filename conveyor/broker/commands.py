@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 #: Most tasks one call of a script touches.
 BATCH = 100
+#: Of each kind that is due, where there are eight of them and each task costs more.
+MOVED_AT_ONCE = 50
 #: Most bytes of records one call carries.
 BATCH_BYTES = 1_048_576
 
@@ -220,8 +222,8 @@ def renew(keys: QueueKeys, leases: Iterable[tuple[bytes, bytes]]) -> Command[Seq
     return Command(_RENEW, keys.script, args, _as_is)
 
 
-def maintain(keys: QueueKeys, limit: int = BATCH) -> Command[Maintained]:
-    """Moves what has come due."""
+def maintain(keys: QueueKeys, limit: int = MOVED_AT_ONCE) -> Command[Maintained]:
+    """Moves what has come due, so many of each kind at most."""
     return Command(_MAINTAIN, keys.script, [limit], _parse_maintained)
 
 
