@@ -139,7 +139,7 @@ class Engine:
         """See cancel.lua."""
         return self.run(commands.cancel(self.keys, task_id))
 
-    def maintain(self, limit: int = 100) -> Maintained:
+    def maintain(self, limit: int = commands.BATCH) -> Maintained:
         """What an orchestrator does."""
         return self.run(commands.maintain(self.keys, limit))
 
