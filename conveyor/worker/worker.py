@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from conveyor.errors import ConveyorError
 from conveyor.moments import Duration, to_ms
 from conveyor.worker.callbacks import Callbacks, Teller
+from conveyor.worker.descriptors import make_room
+from conveyor.worker.lending import most_extra
 from conveyor.worker.plan import make_plan
 from conveyor.worker.signals import Signals
 from conveyor.worker.supervisor import LAST_WORDS, Supervisor
@@ -193,6 +195,7 @@ class Worker:
 
     def _work(self, supervisor: Supervisor) -> None:
         self._loop_thread = threading.current_thread()
+        make_room(self.plan.concurrency + most_extra(self.plan.concurrency))
         with self._wake_read, self._wake_write:
             try:
                 if threading.current_thread() is threading.main_thread():
