@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+from collections.abc import Iterable
 from datetime import tzinfo
 from pathlib import Path
 from typing import (
@@ -42,24 +43,26 @@ from conveyor.recurring import (
     make_entry,
     remove_entry,
 )
-from conveyor.result import TaskResult
+from conveyor.result import result_by_id
 from conveyor.sending import asend_all, send_all
 from conveyor.settings import find_broker, resolve_settings
 from conveyor.signature import Signature, annotated_types
 from conveyor.task import AsyncTask, BaseTask, Call, Definition, Task, check_task_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
-    from types import TracebackType
+    from collections.abc import Callable, Coroutine, Mapping
+    from types import FrameType, TracebackType
 
     from conveyor.broker.target import Client as RedisClient
     from conveyor.context import Context
     from conveyor.options import RecurringOptions
     from conveyor.plugins import Plugin
     from conveyor.recurrence import RecurringRecord
+    from conveyor.result import TaskResult
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Decorator(Protocol):
@@ -141,11 +144,11 @@ class Conveyor:
         self.client = Client(
             Server(broker, module=self.module),
             self.namespace,
-            codec=Codec(types),
+            codec=Codec(_several(types, "types", "dataclasses and Enums")),
             settings=self.settings,
             timezone=_timezone(timezone),
         )
-        self.register_plugins(*plugins)
+        self.register_plugins(*_several(plugins, "plugins", "plugins, such as [Mine()]"))
 
     def __repr__(self) -> str:
         """The name."""
@@ -195,9 +198,13 @@ class Conveyor:
         Args:
             task_id: The task's id.
             queue: The queue it was sent to; None is the app's.
+
+        Raises:
+            TypeError: The id is no text.
+            ConfigurationError: No task or queue can be called so.
         """
         queue = self.queue if queue is None else check_name(queue, "queue")
-        return TaskResult(self.client, queue, task_id, created=False)
+        return result_by_id(self.client, queue, task_id)
 
     def map(self, calls: Iterable[Call[R]]) -> list[TaskResult[R]]:
         """Sends many calls, of any tasks, in bounded batches, each atomic; see `Task.map`."""
@@ -371,7 +378,7 @@ class Conveyor:
         task.plan()
         check_declared(task)
         self._register(task)
-        self.client.codec.register(*annotated_types(function))
+        self.client.codec.register(*annotated_types(function, _calling_frame()))
         return task
 
     def _register(self, task: BaseTask[..., Any]) -> None:
@@ -382,6 +389,12 @@ class Conveyor:
                 f"({_origin(known)} and {_origin(task)})"
             )
         self.tasks[task.name] = task
+
+
+def _several(values: Iterable[T], name: str, what: str) -> list[T]:
+    if isinstance(values, type) or not isinstance(values, Iterable):
+        raise ConfigurationError(f"{name}= cannot be {values!r}: use a list of {what}")
+    return list(values)
 
 
 def _only_calls(calls: Iterable[Call[R]]) -> list[Call[R]]:
@@ -406,11 +419,17 @@ def _origin(task: BaseTask[..., Any]) -> str:
     return f"{code.co_filename}:{function.__qualname__}" if code else repr(function)
 
 
-def _calling_module() -> Path | None:
-    """The file of the module that creates the app."""
+def _calling_frame() -> FrameType | None:
+    """Where this module is called."""
     frame = inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__") == __name__:
         frame = frame.f_back
+    return frame
+
+
+def _calling_module() -> Path | None:
+    """The file of the module that creates the app."""
+    frame = _calling_frame()
     file = None if frame is None else frame.f_globals.get("__file__")
     return Path(file).resolve() if file else None
 

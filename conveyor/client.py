@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from conveyor.broker import commands
 from conveyor.broker.aio import AsyncBroker
-from conveyor.broker.broker import Broker
+from conveyor.broker.broker import PATIENCE, Broker
 from conveyor.broker.commands import Command
 from conveyor.broker.outcomes import Outcomes
 from conveyor.broker.process import PerProcess
@@ -98,8 +98,13 @@ class Client:
         (found,) = await self.abroker.run(commands.read(self.broker.keys(queue), [task_id]))
         return None if found is None else self.decode(queue, task_id, found)
 
-    def drive(self, steps: Steps[T]) -> T:
-        """Asks the server what the steps say; returns what they return."""
+    def drive(self, steps: Steps[T], *, patience: float = PATIENCE) -> T:
+        """Asks the server what the steps say; returns what they return.
+
+        Args:
+            steps: What to ask.
+            patience: Seconds for which an unreachable server is tried again, at each step.
+        """
         answer: Any = None
         while True:
             try:
@@ -107,9 +112,9 @@ class Client:
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
             if isinstance(step, Command):
-                answer = self.broker.run(step)
+                answer = self.broker.run(step, patience=patience)
             else:
-                answer = self.broker.execute(step)
+                answer = self.broker.execute(step, patience=patience)
 
     async def adrive(self, steps: Steps[T]) -> T:
         """The async twin of `drive`."""
@@ -127,9 +132,11 @@ class Client:
     def close(self) -> None:
         """Closes what this process opened, but for the clients of event loops; waits end."""
         outcomes = self._outcomes.take()
-        if outcomes is not None:
-            outcomes.close()
-        self.broker.close()
+        try:
+            if outcomes is not None:
+                outcomes.close()
+        finally:
+            self.broker.close()
 
     async def aclose(self) -> None:
         """Closes the running event loop's client and all that `close` does."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
@@ -135,6 +136,8 @@ def wait_for(future: Future[T], timeout: float | None) -> T:
     Raises:
         TimeoutError: It has none after so many seconds.
     """
+    if timeout is not None:
+        timeout = min(timeout, threading.TIMEOUT_MAX)
     lender, run = _slot(future)
     if lender is None:
         return future.result(timeout)

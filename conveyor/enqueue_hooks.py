@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from conveyor.broker.commands import Snapshot
 from conveyor.errors import ConfigurationError
 from conveyor.moments import from_ms
 from conveyor.plugins import cannot_await, name_of, report
 from conveyor.records import TaskStatus, with_headers
+from conveyor.rules import are_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from conveyor.client import Client
     from conveyor.plugins import Hook
@@ -105,16 +105,12 @@ def _wait_for(client: Client, hook: Hook, answer: Any) -> Any:
 def _with_added(task: TaskRecord, hook: Hook, headers: object) -> TaskRecord:
     if headers is None:
         return task
-    if not isinstance(headers, Mapping) or not _all_str(cast("Mapping[object, object]", headers)):
+    if not are_texts(headers):
         raise ConfigurationError(
-            f"{name_of(hook)} returned {headers!r}: return headers, a dict of str to str, or None"
+            f"{name_of(hook)} returned {headers!r}: return headers, a dict of str to str, of valid"
+            " Unicode, or None"
         )
-    added = cast("Mapping[str, str]", headers)
-    return replace(task, headers={**task.headers, **added}) if added else task
-
-
-def _all_str(headers: Mapping[object, object]) -> bool:
-    return all(isinstance(text, str) for pair in headers.items() for text in pair)
+    return replace(task, headers={**task.headers, **headers}) if headers else task
 
 
 def _with_headers(sending: Sending, headers: Mapping[str, str]) -> Sending:

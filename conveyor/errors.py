@@ -58,14 +58,20 @@ class QueueFull(ConveyorError):
 
 
 class IdConflict(ConveyorError):
-    """The id belongs to a task of another name or other arguments, or ``on_existing="error"``."""
+    """The id belongs to a task of another name or other arguments, or ``on_existing="error"``.
+
+    Among many it is the cause of a ``PartialEnqueue``.
+    """
 
 
 class PartialEnqueue(ConveyorError):
     """``map`` failed half-way; ``app.map(error.pending)`` sends the rest, nothing twice.
 
+    If it failed by an ``IdConflict`` (its cause), the calls that conflict come first in
+    ``pending``, and the text says how many there are: leave them out.
+
     Attributes:
-        results: Handles of the tasks that were certainly enqueued, in order.
+        results: Handles of the tasks that are certainly there, in order.
         pending: Calls of the rest: each is enqueued or not, and has its id.
     """
 

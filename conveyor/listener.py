@@ -91,8 +91,12 @@ class Listener:
         groups = [[queue] for queue in queues] if client.broker.server.clustered else [queues]
         told = (self._hear, self._confirm, self._lose)
         self._ears = [_Ear(client.broker, *told) for _ in groups]
-        for ear, group in zip(self._ears, groups, strict=True):
-            ear.hear(group)
+        try:
+            for ear, group in zip(self._ears, groups, strict=True):
+                ear.hear(group)
+        except RuntimeError:  # a thread cannot start
+            self.close()
+            raise
         if not _in_event_loop():
             self._wait()
 
@@ -118,7 +122,8 @@ class Listener:
             BrokerUnavailable: The server cannot be reached.
             ConfigurationError: There is no such event.
             ConveyorError: The listener was closed.
-            TypeError: The callback is an ``async def``, which a thread cannot await.
+            TypeError: The callback is no function, or an ``async def``, which a thread cannot
+                await.
 
         Example:
             >>> @listener.on("task_complete")
@@ -128,18 +133,15 @@ class Listener:
         kind = _event_type(event)
         if callback is None:
             return functools.partial(self.on, kind)
-        if inspect.iscoroutinefunction(callback):
-            raise TypeError(
-                f"{callback.__qualname__} is an async def, which a listener's thread cannot await:"
-                " use `async for event in listener`"
-            )
+        _check_callback(callback)
         with self._lock:
-            self._callbacks.setdefault(kind, []).append(callback)
             if self._thread is None and not self._closed:
-                self._thread = threading.Thread(
+                thread = threading.Thread(
                     target=self._call_back, name="conveyor-listener", daemon=True
                 )
-                self._thread.start()
+                thread.start()
+                self._thread = thread
+            self._callbacks.setdefault(kind, []).append(callback)
         self._wait()
         return callback
 
@@ -256,8 +258,6 @@ class Listener:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> BrokerUnavailable:
-        if isinstance(error, BrokerUnavailable):
-            return error
         return unavailable(self._client.broker.server, error)
 
     def _hear(self, queue: str, message: bytes) -> None:
@@ -404,6 +404,16 @@ class _Backlog:
 def _end_sleep(sleeper: asyncio.Future[None]) -> None:
     if not sleeper.done():
         sleeper.set_result(None)
+
+
+def _check_callback(callback: object) -> None:
+    if not callable(callback):
+        raise TypeError(f"{callback!r} cannot be called: give a function of one event")
+    if inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(callback.__call__):
+        raise TypeError(
+            f"{getattr(callback, '__qualname__', repr(callback))} is an async def, which a"
+            " listener's thread cannot await: use `async for event in listener`"
+        )
 
 
 def _event_type(event: str) -> EventType:

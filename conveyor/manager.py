@@ -112,8 +112,8 @@ class Manager:
 
         Raises:
             TypeError: A key does not exist; nothing was sent.
-            PartialEnqueue: Some batches were sent and then one failed; `app.map(error.pending)`
-                sends the rest.
+            PartialEnqueue: Some were sent, then a batch failed or an id was another task's; its
+                text says how to send the rest.
 
         Example:
             >>> manager.enqueue_tasks([{"task": add, "args": (1, n)} for n in range(1000)])

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from conveyor.broker import commands
 from conveyor.broker.commands import BATCH
-from conveyor.broker.keys import known_queues
+from conveyor.broker.keys import check_given_id, known_queues
 from conveyor.errors import ConfigurationError, SerializationError, TaskNotFound, UnknownTask
 from conveyor.moments import to_ms
 from conveyor.options import CALL_OPTIONS, Moment, due_text
 from conveyor.queues import RateLimit, TaskCounts, WorkerRecord, read_worker
 from conveyor.records import TaskRecord, TaskStatus
-from conveyor.result import TaskResult
+from conveyor.result import result_by_id
 from conveyor.signature import Signature
 from conveyor.spelling import nearest
 from conveyor.task import BaseTask, Call, Definition, Task, check_task_name
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from conveyor.broker.commands import Snapshot
     from conveyor.client import Client, Steps
     from conveyor.moments import Duration
+    from conveyor.result import TaskResult
 
 log = logging.getLogger("conveyor.manager")
 
@@ -58,7 +59,7 @@ class Operations:
 
     def result(self, task_id: str) -> TaskResult[Any]:
         """A handle of one of the queue's tasks."""
-        return TaskResult(self.client, self.queue, task_id, created=False)
+        return result_by_id(self.client, self.queue, task_id)
 
     # Calls, by a task or by its name.
 
@@ -154,7 +155,7 @@ class Operations:
 
     def read(self, ids: Iterable[str]) -> Steps[list[TaskRecord | None]]:
         """Tasks by their ids; None where there is none."""
-        wanted = list(ids)
+        wanted = [check_given_id(task_id) for task_id in ids]
         records: list[TaskRecord | None] = []
         while len(records) < len(wanted):
             some = wanted[len(records) : len(records) + BATCH]
@@ -185,12 +186,13 @@ class Operations:
 
     def remove(self, task_id: str) -> Steps[bool]:
         """Removes a task."""
-        removed: bool = yield commands.remove(self._keys, task_id)
+        removed: bool = yield commands.remove(self._keys, check_given_id(task_id))
         return removed
 
     def retry(self, task_id: str) -> Steps[bool]:
         """Queues an ended task again."""
-        answer: int = yield commands.retry(self._keys, task_id, os.urandom(8))
+        given = check_given_id(task_id)
+        answer: int = yield commands.retry(self._keys, given, os.urandom(8))
         if answer < 0:
             raise TaskNotFound(
                 f"there is no task {task_id!r} on queue {self.queue!r}:"

@@ -1,20 +1,24 @@
 """The handle of a task that was sent: its state, its outcome, and stopping it.
 
 A wait registers with the server and is told of the end (see `broker/outcomes.py`): it never polls,
-and it outlives a server outage until its timeout.
+and it outlives a server outage until its timeout, which a server that says nothing does not delay:
+a wait that has little time is registered by the thread that listens.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
+from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from conveyor.broker import commands
-from conveyor.broker.broker import PATIENCE
+from conveyor.broker.broker import LONGEST_CALL, unavailable
+from conveyor.broker.keys import check_given_id
 from conveyor.context import await_for, wait_for
 from conveyor.errors import (
     BrokerUnavailable,
@@ -27,14 +31,17 @@ from conveyor.moments import to_ms
 from conveyor.records import TaskRecord, TaskStatus, result_of
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
-    from conveyor.broker.commands import Command, Snapshot
-    from conveyor.client import Client
+    from conveyor.broker.commands import Command, QueueStatus, Snapshot
+    from conveyor.client import Client, Steps
     from conveyor.moments import Duration
 
 T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
+
+#: Seconds that the server has, once a wait's time is up, to say what there is to say.
+LATE: Final = 0.4
 
 
 class TaskResult(Generic[R_co]):
@@ -153,19 +160,23 @@ class TaskResult(Generic[R_co]):
         return self._cancelled(await self._client.abroker.run(commands.cancel(keys, self.id)))
 
     def _register(self, deadline: float) -> None:
-        patience = min(deadline - time.monotonic(), PATIENCE)
+        outcomes = self._client.outcomes
+        if deadline - time.monotonic() < LONGEST_CALL:
+            # A server that says nothing would hold up the caller for longer than it wants to wait.
+            outcomes.register_later(self.queue, self.id)
+            return
         try:
-            (reply,) = self._client.broker.run(self._registration(), patience=patience)
+            (reply,) = self._client.broker.run(self._registration())
         except BrokerUnavailable:
-            self._client.outcomes.register_later(self.queue)
+            outcomes.register_later(self.queue, self.id)
         else:
-            self._client.outcomes.answer(self.queue, self.id, reply)
+            outcomes.answer(self.queue, self.id, reply)
 
     async def _aregister(self) -> None:
         try:
             (reply,) = await self._client.abroker.run(self._registration())
         except BrokerUnavailable:
-            self._client.outcomes.register_later(self.queue)
+            self._client.outcomes.register_later(self.queue, self.id)
         else:
             self._client.outcomes.answer(self.queue, self.id, reply)
 
@@ -187,7 +198,7 @@ class TaskResult(Generic[R_co]):
                     await self._aregister()
                 ended = await await_for(future)
         except TimeoutError:
-            ended = await asyncio.to_thread(self._read_late, timeout)
+            ended = await self._aread_late(timeout)
         finally:
             outcomes.forget(self.queue, self.id, future)
         return self._found(ended)
@@ -206,19 +217,43 @@ class TaskResult(Generic[R_co]):
 
     def _read_late(self, timeout: Duration | None) -> Snapshot | None:
         """What the server has once the time is up: word of the end may be under way."""
+        look = _in_thread(lambda: self._client.drive(self._late(timeout), patience=0))
+        if not wait([look], LATE).done:
+            raise self._timed_out(timeout, self._silence()) from None
+        try:
+            return look.result()
+        except BrokerUnavailable as error:
+            raise self._timed_out(timeout, f"; {error}") from None
+
+    async def _aread_late(self, timeout: Duration | None) -> Snapshot | None:  # noqa: ASYNC109
+        """The async twin of `_read_late`."""
+        try:
+            async with asyncio.timeout(LATE):
+                return await self._client.adrive(self._late(timeout))
+        except WaitTimeout:
+            raise
+        except BrokerUnavailable as error:
+            raise self._timed_out(timeout, f"; {error}") from None
+        except TimeoutError:
+            raise self._timed_out(timeout, self._silence()) from None
+
+    def _late(self, timeout: Duration | None) -> Steps[Snapshot | None]:
+        keys = self._client.broker.keys(self.queue)
+        (found,) = yield commands.read(keys, [self.id])
+        if found is None or self._record(found).status.ended:
+            return cast("Snapshot | None", found)
+        status: QueueStatus = yield commands.status(keys)
+        lonely = f"; no worker listens to {self.queue!r}: start one with `conveyor worker`"
+        raise self._timed_out(timeout, "" if status.workers else lonely) from None
+
+    def _silence(self) -> str:
+        error = TimeoutError("no answer in time")
+        return f"; {unavailable(self._client.broker.server, error)}"
+
+    def _timed_out(self, timeout: Duration | None, why: str) -> WaitTimeout:
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         text = f"task {self.id!r} on queue {self.queue!r} has not ended after {seconds} s"
-        broker = self._client.broker
-        keys = broker.keys(self.queue)
-        try:
-            (found,) = broker.run(commands.read(keys, [self.id]), patience=0)
-            if found is None or self._client.decode(self.queue, self.id, found).status.ended:
-                return found
-            if not broker.run(commands.status(keys), patience=0).workers:
-                text += f"; no worker listens to {self.queue!r}: start one with `conveyor worker`"
-        except BrokerUnavailable as error:
-            text += f"; {error}"
-        raise WaitTimeout(text) from None
+        return WaitTimeout(text + why)
 
     def _found(self, what: T | None) -> T:
         if what is None:
@@ -235,6 +270,30 @@ class TaskResult(Generic[R_co]):
             f"there is no task {self.id!r} on queue {self.queue!r}: "
             "it never existed, was removed, or its retention has passed"
         )
+
+
+def _in_thread(call: Callable[[], T]) -> Future[T]:
+    """The future of a call on a thread of its own, so that nobody has to wait for its end."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="conveyor-late", daemon=True).start()
+    return future
+
+
+def result_by_id(client: Client, queue: str, task_id: str) -> TaskResult[Any]:
+    """A handle of a task that was sent before.
+
+    Raises:
+        TypeError: The id is no text.
+        ConfigurationError: No task can have it.
+    """
+    return TaskResult(client, queue, check_given_id(task_id), created=False)
 
 
 def wait_for_record(result: TaskResult[Any], timeout: Duration | None) -> TaskRecord:

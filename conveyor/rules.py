@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard, cast
 
 from conveyor.moments import to_ms
 
@@ -97,7 +97,7 @@ def exceptions() -> Rule:
 
 def texts() -> Rule:
     """Texts by name; in a text they are JSON."""
-    return Rule("a dict of str to str", _check_texts, json.loads)
+    return Rule("a dict of str to str, of valid Unicode", _check_texts, json.loads)
 
 
 def _check_classes(value: Any) -> tuple[type[BaseException], ...]:
@@ -111,13 +111,28 @@ def _read_nothing(text: str) -> object:
     raise ValueError(text)
 
 
-def _check_texts(value: Any) -> dict[str, str]:
-    given = cast("Mapping[Any, Any]", value)
-    if not isinstance(value, Mapping) or not all(
-        isinstance(text, str) for item in given.items() for text in item
-    ):
+def _check_texts(value: object) -> dict[str, str]:
+    if not are_texts(value):
         raise TypeError("no texts by name")
-    return dict(given)
+    return dict(value)
+
+
+def are_texts(value: object) -> TypeGuard[Mapping[str, str]]:
+    """Whether it is a mapping of texts to texts that can be encoded: a lone surrogate cannot."""
+    if not isinstance(value, Mapping):
+        return False
+    given = cast("Mapping[object, object]", value)
+    return all(_is_encodable(text) for item in given.items() for text in item)
+
+
+def _is_encodable(text: object) -> bool:
+    if not isinstance(text, str):
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_whole(text: str) -> Limit:

@@ -1,14 +1,16 @@
 """Packed calls on their way: one at once, or many in bounded batches, each atomic.
 
 A batch is one script call, under ids fixed beforehand, so that sending it again after a lost reply
-adds nothing. What has the same id already is compared: it is ours, or a conflict.
+adds nothing. What has the same id already is compared: it is ours, or a conflict. A conflict among
+many stops them after its batch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from conveyor.broker import commands
 from conveyor.broker.commands import BATCH, BATCH_BYTES, NewTask
@@ -23,7 +25,7 @@ from conveyor.records import payload_of
 from conveyor.result import TaskResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Generator, Iterable
 
     from conveyor.broker.commands import Command
     from conveyor.client import Client
@@ -45,32 +47,87 @@ class Sending(NamedTuple):
 
 def send_all(client: Client, calls: list[Call[R]]) -> list[TaskResult[R]]:
     """Sends calls in batches; see `Task.map`."""
-    sendings = before_enqueue(client, _pack_all(client, calls))
-    results: list[TaskResult[R]] = []
-    for batch in _batches(sendings):
-        try:
-            replies = _send_batch(client, batch)
-        except IdConflict:
-            raise
-        except ConveyorError as error:
-            raise _partial(calls, sendings, results, error) from error
-        results.extend(_results(client, batch, replies))
-    return results
+    many = _Many(client, calls, before_enqueue(client, _pack_all(client, calls)))
+    for batch in _batches(many.sendings):
+        with many.explained():
+            many.take(batch, _send_batch(client, batch))
+    return many.results
 
 
 async def asend_all(client: Client, calls: list[Call[R]]) -> list[TaskResult[R]]:
     """The async twin of `send_all`."""
-    sendings = await abefore_enqueue(client, _pack_all(client, calls))
-    results: list[TaskResult[R]] = []
-    for batch in _batches(sendings):
+    many = _Many(client, calls, await abefore_enqueue(client, _pack_all(client, calls)))
+    for batch in _batches(many.sendings):
+        with many.explained():
+            many.take(batch, await _asend_batch(client, batch))
+    return many.results
+
+
+@dataclass(slots=True)
+class _Many(Generic[R]):
+    """Calls on their way, and what has become of those that the server has answered.
+
+    Attributes:
+        client: Whose.
+        calls: All of them.
+        sendings: The same, packed.
+        results: Handles of the tasks that are there, in order.
+        conflicts: Which of the calls have ids of other tasks.
+        answered: How many calls the server has answered.
+    """
+
+    client: Client
+    calls: list[Call[R]]
+    sendings: list[Sending]
+    results: list[TaskResult[R]] = field(default_factory=list["TaskResult[R]"])
+    conflicts: list[int] = field(default_factory=list[int])
+    answered: int = 0
+
+    def take(self, batch: list[Sending], replies: list[bytes | None]) -> None:
+        """Takes the answers to a batch.
+
+        Raises:
+            IdConflict: The first of them, once all are taken.
+        """
+        conflict: IdConflict | None = None
+        for sending, reply in zip(batch, replies, strict=True):
+            try:
+                self.results.append(_result(self.client, sending, reply))
+            except IdConflict as error:
+                conflict = conflict or error
+                self.conflicts.append(self.answered)
+            self.answered += 1
+        if conflict is not None:
+            raise conflict
+
+    @contextlib.contextmanager
+    def explained(self) -> Generator[None]:
+        """Makes of an error that stops it one that knows what was sent and what was not."""
         try:
-            replies = await _asend_batch(client, batch)
-        except IdConflict:
-            raise
+            yield
         except ConveyorError as error:
-            raise _partial(calls, sendings, results, error) from error
-        results.extend(_results(client, batch, replies))
-    return results
+            raise self._partial(error) from error
+
+    def _partial(self, error: ConveyorError) -> PartialEnqueue:
+        left = [*self.conflicts, *range(self.answered, len(self.calls))]
+        pending = [
+            replace(
+                self.calls[number],
+                id=self.sendings[number].task.id,
+                sending=self.sendings[number]._replace(again=True),
+            )
+            for number in left
+        ]
+        rest, without = "error.pending", ""
+        if count := len(self.conflicts):
+            rest += f"[{count}:]"
+            without = f" without {'it' if count == 1 else f'the {count} that conflict'}"
+        return PartialEnqueue(
+            f"{len(self.results):,} of {len(self.calls):,} tasks were sent, then: {error};"
+            f" app.map({rest}) sends the rest{without}, none of them twice",
+            self.results,
+            pending,
+        )
 
 
 def _pack_all(client: Client, calls: list[Call[R]]) -> list[Sending]:
@@ -134,30 +191,6 @@ def _batches(sendings: list[Sending]) -> Iterable[list[Sending]]:
         batch.append(sending)
     if batch:
         yield batch
-
-
-def _results(
-    client: Client, batch: list[Sending], replies: list[bytes | None]
-) -> list[TaskResult[Any]]:
-    return [_result(client, sending, reply) for sending, reply in zip(batch, replies, strict=True)]
-
-
-def _partial(
-    calls: list[Call[R]],
-    sendings: list[Sending],
-    results: list[TaskResult[R]],
-    error: ConveyorError,
-) -> PartialEnqueue:
-    pending = [
-        replace(call, id=sending.task.id, sending=sending._replace(again=True))
-        for call, sending in zip(calls[len(results) :], sendings[len(results) :], strict=True)
-    ]
-    return PartialEnqueue(
-        f"{len(results):,} of {len(calls):,} tasks were sent, then: {error};"
-        " app.map(error.pending) sends the rest, none of them twice",
-        results,
-        pending,
-    )
 
 
 def _result(client: Client, sending: Sending, existing: bytes | None) -> TaskResult[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from conveyor.forms import resolved, types_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _RESERVED = ("at", "after")
@@ -71,12 +73,35 @@ class Signature:
         return bound.args, bound.kwargs
 
 
-def annotated_types(function: Callable[..., Any]) -> set[type]:
+def annotated_types(function: Callable[..., Any], frame: FrameType | None = None) -> set[type]:
     """The dataclasses and enums that a function's annotations name.
 
     An annotation that cannot be resolved (a name imported for type checkers only) names none.
+
+    Args:
+        function: Whose.
+        frame: Where it is decorated; if the function is local to it, its names may be.
     """
     own = {one.__name__: one for one in getattr(function, "__type_params__", ())}
-    module = getattr(inspect.unwrap(function), "__globals__", {})
+    plain: Any = inspect.unwrap(function)
+    names = {**getattr(plain, "__globals__", {}), **_local_names(plain, frame), **_enclosed(plain)}
     annotations = inspect.get_annotations(function)
-    return {kind for one in resolved(annotations, module, own) for kind in types_in(one)}
+    return {kind for one in resolved(annotations, names, own) for kind in types_in(one)}
+
+
+def _local_names(function: Any, frame: FrameType | None) -> dict[str, Any]:
+    """What the frame has, if the function is defined in it."""
+    if frame is None:
+        return {}
+    inside = f"{frame.f_code.co_qualname}.<locals>.{function.__name__}"
+    return frame.f_locals if function.__qualname__ == inside else {}
+
+
+def _enclosed(function: Any) -> dict[str, Any]:
+    """What a function's body takes from those around it, as far as it is there yet."""
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    found: dict[str, Any] = {}
+    for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=False):
+        with contextlib.suppress(ValueError):  # it is empty
+            found[name] = cell.cell_contents
+    return found

@@ -26,7 +26,7 @@ from conveyor.options import (
     refuse_unknown,
 )
 from conveyor.records import Template
-from conveyor.result import TaskResult
+from conveyor.result import result_by_id
 from conveyor.sending import Sending, asend, asend_all, send, send_all
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from conveyor.client import Client
     from conveyor.moments import Duration
+    from conveyor.result import TaskResult
     from conveyor.signature import Signature
 
 P = ParamSpec("P")
@@ -165,7 +166,8 @@ class BaseTask(Generic[P, R]):
 
         Raises:
             TypeError: An item is neither a tuple of arguments nor a Call.
-            PartialEnqueue: Some batches were sent and then one failed.
+            PartialEnqueue: Some were sent, then a batch failed or an id was another task's; its
+                text says how to send the rest.
         """
         return send_all(self.client, [self._as_call(item) for item in items])
 
@@ -190,8 +192,13 @@ class BaseTask(Generic[P, R]):
         return await asend_all(self.client, [self._as_call(item) for item in items])
 
     def result(self, task_id: str) -> TaskResult[R]:
-        """A handle of a task that was sent before, from its id."""
-        return TaskResult(self.client, self.plan().queue, task_id, created=False)
+        """A handle of a task that was sent before, from its id.
+
+        Raises:
+            TypeError: The id is no text.
+            ConfigurationError: No task can have it.
+        """
+        return result_by_id(self.client, self.plan().queue, task_id)
 
     def plan(self) -> Plan:
         """The options of calls made through this task, checked."""

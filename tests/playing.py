@@ -11,16 +11,21 @@ import asyncio
 import inspect
 import os
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from engine import Engine, Lease, Worker
+from servers import wait_until
 
 from conveyor.records import pack_error, payload_of
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
 
-    from conveyor import Conveyor, Task
+    import pytest
+
+    from conveyor import Conveyor, Task, TaskResult
 
 T = TypeVar("T")
 
@@ -99,6 +104,34 @@ def run(app: Conveyor, coroutine: Coroutine[Any, Any, T]) -> T:
             await app.client.abroker.aclose()
 
     return asyncio.run(clean())
+
+
+def wait_in_thread(app: Conveyor, result: TaskResult[Any], timeout: Any = SOON) -> Future[Any]:
+    """The future of a wait that has registered."""
+    engine = Engine(app, stopped=False)
+    future = in_thread(lambda: result.wait(timeout))
+    wait_until(lambda: engine.call("HEXISTS", engine.key(f"x:{result.id}"), "w") == 1, "waiting")
+    return future
+
+
+def in_thread(work: Callable[[], T]) -> Future[T]:
+    """The future of what is done in a thread."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(work)
+    pool.shutdown(wait=False)
+    return future
+
+
+@contextmanager
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In it no thread can be started."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        yield
 
 
 def works(app: Conveyor, add: Task[..., int]) -> bool:

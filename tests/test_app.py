@@ -11,6 +11,7 @@ import sys
 import textwrap
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -212,6 +213,10 @@ class Point:
     x: int
 
 
+class Kind(Enum):
+    ONE = 1
+
+
 def place(point: object) -> None: ...
 
 
@@ -225,6 +230,9 @@ def test_types_that_annotations_do_not_name_are_given_to_the_app(server: Server)
 def test_only_dataclasses_and_enums_can_be_given() -> None:
     with pytest.raises(ConfigurationError, match=r"Path.* take it out of types="):
         Conveyor("app", broker=NOWHERE, types=[Path])
+    for wrong in (Point, Kind, 5, None):
+        with pytest.raises(ConfigurationError, match=r"^types= cannot be .*: use a list of data"):
+            Conveyor("app", broker=NOWHERE, types=wrong)  # type: ignore[arg-type]
 
 
 # Tasks

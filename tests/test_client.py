@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from engine import Engine
 from playing import SOON, Player, end, run, works
-from sharing import PROMPT, add, forks
+from servers import wait_until
+from sharing import PROMPT, add, forks, ids
 
 from conveyor import Conveyor, Task
-from conveyor.errors import BrokerUnavailable
+from conveyor.broker import commands
+from conveyor.broker.outcomes import Outcomes
+from conveyor.errors import BrokerUnavailable, SerializationError
 from conveyor.packing import pack
 
 if TYPE_CHECKING:
@@ -97,6 +100,96 @@ def test_every_loop_has_its_own_connections(server: Server) -> None:
         with ThreadPoolExecutor(4) as pool:
             results = list(pool.map(lambda n: run(app, task.adelay(n)), range(20)))
         assert all(result.created for result in results)
+
+
+def test_a_loop_may_begin_while_another_forgets_those_that_were_closed(server: Server) -> None:
+    class Closed(asyncio.SelectorEventLoop):
+        """In the moment in which it is looked at, another thread's loop makes its first call."""
+
+        def is_closed(self) -> bool:
+            if others:
+                call = others.pop()
+                threads.submit(run, app, call).result(SOON)
+            return super().is_closed()
+
+    with Conveyor("meddling", broker=server.url) as app, ThreadPoolExecutor(1) as threads:
+        task = app.task(add)
+        others: list[Any] = []
+        loop = Closed()
+        loop.run_until_complete(task.adelay(1))
+        loop.run_until_complete(app.client.abroker.aclose())
+        loop.close()
+        others.append(task.adelay(2))
+        assert run(app, task.adelay(3)).created
+        assert not others
+        assert Engine(app, stopped=False).counts() == {"queued": 3}
+
+
+# Known queues
+
+
+@pytest.mark.parametrize("twin", ["sync", "async"])
+def test_a_queue_that_another_process_destroyed_is_known_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch, twin: str
+) -> None:
+    now = [0.0]
+    for module in ("broker", "aio"):
+        monkeypatch.setattr(f"conveyor.broker.{module}.time", _Clock(now))
+    with (
+        Conveyor(f"known-{twin}", broker=server.url) as app,
+        Conveyor(f"known-{twin}", broker=server.url) as another,
+    ):
+        task = app.task(add)
+        send = task.delay if twin == "sync" else lambda n: run(app, task.adelay(n))
+        send(1)
+        another.manager().destroy_queue()
+        now[0] = 59.0
+        send(2)
+        assert another.queues() == []  # it is said once a minute
+        now[0] = 61.0
+        send(3)
+        assert another.queues() == ["default"]
+
+
+class _Clock:
+    """The module `time`, moved on by hand."""
+
+    sleep = staticmethod(time.sleep)
+
+    def __init__(self, moved: list[float]) -> None:
+        self._moved = moved
+
+    def monotonic(self) -> float:
+        return 1000.0 + self._moved[0]
+
+
+# Mistakes
+
+
+def test_an_argument_that_cannot_be_sent_is_no_refusal_of_the_server(app: Conveyor) -> None:
+    command: Any = commands.read(app.client.broker.keys("default"), [object()])  # type: ignore[list-item]
+    for ask in (
+        lambda: app.client.broker.run(command),
+        lambda: run(app, app.client.abroker.run(command)),
+    ):
+        with pytest.raises(SerializationError, match=r"^a value cannot be sent: "):
+            ask()
+
+
+def test_an_app_closes_its_connections_whatever_fails_meanwhile(
+    own_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Outcomes) -> None:
+        raise OSError("no")
+
+    app = Conveyor("closing-badly", broker=own_server.url)
+    app.task(add).delay(1)
+    assert app.client.outcomes.name
+    assert ids(own_server)
+    monkeypatch.setattr(Outcomes, "close", fail)
+    with pytest.raises(OSError, match="no"):
+        app.close()
+    wait_until(lambda: not ids(own_server), "all connections closed")
 
 
 # Threads and forks

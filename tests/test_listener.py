@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 import threading
@@ -13,7 +14,7 @@ import pytest
 import redis
 import redis.asyncio
 from hearing import LIFE, Heard, send, take, task_id_of, types
-from playing import SOON, Player, end, run
+from playing import SOON, Player, end, no_threads, run
 from servers import Server, wait_until
 
 from conveyor import (
@@ -322,6 +323,10 @@ def test_what_is_no_event_is_left_out(app: Conveyor, caplog: pytest.LogCaptureFi
     assert len([one for one in caplog.records if "cannot be told" in one.getMessage()]) == 4
 
 
+class Later:
+    async def __call__(self, event: Event) -> None: ...
+
+
 def test_mistakes_are_named(app: Conveyor) -> None:
     async def later(event: Event) -> None: ...
 
@@ -330,8 +335,29 @@ def test_mistakes_are_named(app: Conveyor) -> None:
             listener.on("task_completed", print)
         with pytest.raises(TypeError, match="later is an async def"):
             listener.on("task_complete", later)
+        with pytest.raises(TypeError, match=r"Later object .* is an async def"):
+            listener.on("task_complete", Later())
+        with pytest.raises(TypeError, match=r"partial\(.*is an async def"):
+            listener.on("task_complete", functools.partial(later))
+        with pytest.raises(TypeError, match="5 cannot be called: give a function"):
+            listener.on("task_complete", 5)  # type: ignore[type-var]
+        assert not listener._callbacks
     with pytest.raises(ConfigurationError, match="queue 'a b' is not valid"):
         app.listener("a b")
+
+
+def test_a_thread_that_cannot_start_leaves_no_harm(
+    app: Conveyor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard, unheard = Heard(), Heard()
+    with no_threads(monkeypatch), pytest.raises(RuntimeError, match="can't start new thread"):
+        app.listener()
+    with app.listener() as listener:
+        with no_threads(monkeypatch), pytest.raises(RuntimeError, match="can't start new thread"):
+            listener.on("task_queued", unheard)
+        listener.on("task_queued", heard)
+        assert send(app) == task_id_of(heard.next())
+        assert unheard.events.empty()
 
 
 def test_a_closed_listener_says_so(app: Conveyor) -> None:

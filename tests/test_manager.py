@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -129,6 +130,16 @@ def test_many_are_sent(app: Conveyor, manager: Any) -> None:
     assert manager.get_task_counts() == TaskCounts(0, 251, 0, 0, 0, 0)
     assert results[-1].id == "x"
     assert results[-1].task().priority == 9
+
+
+def test_of_many_whose_ids_conflict_the_others_are_sent(manager: Any) -> None:
+    manager.enqueue_task("some.work", (1,), id="one")
+    items = [{"task": "some.work", "args": (n,), "id": "one"} for n in (2, 1)]
+    for send, due in ((manager.enqueue_tasks, {}), (manager.schedule_tasks, {"after": 60})):
+        with pytest.raises(PartialEnqueue, match="other arguments") as caught:
+            send([{**item, **due} for item in items])
+        assert [result.id for result in caught.value.results] == ["one"]
+        assert [call.args for call in caught.value.pending] == [(2,)]
 
 
 def test_many_are_scheduled(manager: Any) -> None:
@@ -343,3 +354,29 @@ def test_an_async_manager_never_blocks_its_loop(app: Conveyor) -> None:
 
 def vars_of(counts: TaskCounts) -> list[int]:
     return [getattr(counts, name) for name in TaskCounts.__slots__]
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"id", uuid.UUID(int=5)])
+def test_an_id_that_is_no_text_is_a_type_error(app: Conveyor, manager: Any, wrong: Any) -> None:
+    for ask in (
+        manager.get_task_by_id, manager.on_task_complete, manager.cancel_task_by_id,
+        manager.retry_task_by_id, manager.remove_task_by_id, app.result, app.task(add).result,
+        lambda wrong: manager.get_tasks_by_id(["a", wrong]),
+    ):  # fmt: skip
+        with pytest.raises(TypeError) as caught:
+            ask(wrong)
+        assert str(caught.value) == (
+            f"task id {wrong!r} is no text: use the id that a TaskResult or a TaskRecord has"
+        )
+
+
+@pytest.mark.parametrize("wrong", ["", "\ud800", "a\nb", "x" * 257])
+def test_a_text_that_no_task_can_have_as_id_is_refused(
+    app: Conveyor, manager: Any, wrong: str
+) -> None:
+    for ask in (
+        manager.get_task_by_id, manager.on_task_complete, manager.cancel_task_by_id,
+        manager.retry_task_by_id, manager.remove_task_by_id, app.result, app.task(add).result,
+    ):  # fmt: skip
+        with pytest.raises(ConfigurationError, match=r"^task id .* is (not valid|longer than 256)"):
+            ask(wrong)

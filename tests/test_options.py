@@ -274,6 +274,7 @@ WRONG: list[tuple[str, list[Any], str]] = [
     ("retain_failed", [-1], "use seconds of 0 or more"),
     ("headers", [[("a", "b")], "a"], "use a dict of str to str"),
     ("headers", [{"a": 1}, {1: "a"}, {"a": None}], "use a dict of str to str"),
+    ("headers", [{"a": "\ud800"}, {"\ud800": "a"}], "use a dict of str to str, of valid Unicode"),
     ("on_existing", ["ignore", None], "use 'return', 'error' or 'replace_ended'"),
     ("retry_on", ["OSError", [OSError, "x"], OSError(), int], "use an exception class or a list"),
     ("no_retry_on", [int], "use an exception class or a list"),

@@ -155,7 +155,7 @@ def test_headers_are_added_to_the_tasks_own(app: Conveyor, add: Any, other: Conv
     assert not add.options(id="custom").delay(1, 2).created
 
 
-@pytest.mark.parametrize("headers", ["text", {"a": 1}, {1: "a"}, [("a", "b")], 7])
+@pytest.mark.parametrize("headers", ["text", {"a": 1}, {1: "a"}, [("a", "b")], 7, {"a": "\ud800"}])
 def test_what_is_no_header_is_refused_and_nothing_is_sent(
     app: Conveyor, add: Any, headers: Any
 ) -> None:
@@ -290,6 +290,12 @@ def test_what_is_no_plugin_is_refused(app: Conveyor, plugin: Any, text: str) -> 
         app.register_plugins(plugin)
     with pytest.raises(ConfigurationError, match=text):
         Conveyor("other", plugins=[plugin])
+
+
+@pytest.mark.parametrize("wrong", [Recorder([]), Recorder, 5, None])
+def test_plugins_are_a_list(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^plugins= cannot be .*: use a list of plugins"):
+        Conveyor("other", plugins=wrong)
 
 
 def test_a_plugin_is_registered_once(app: Conveyor, add: Any) -> None:

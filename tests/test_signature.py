@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Optional
@@ -110,6 +111,30 @@ def test_annotations_name_the_types_that_travel() -> None:
         raise NotImplementedError
 
     assert annotated_types(draw) >= {Point, Color, Line}
+
+
+def test_annotations_name_types_that_are_local_to_a_function() -> None:
+    @dataclass
+    class Point:  # not the module's
+        y: int
+
+    class Kind(Enum):
+        ONE = 1
+
+    def used(point: Point) -> Kind:
+        return later(Point, Kind)  # the cell of `later` is empty yet
+
+    def named(point: Point, color: Color) -> Kind: ...
+
+    assert annotated_types(used) == {Point, Kind}
+    frame = inspect.currentframe()
+    assert annotated_types(named, frame) == {Point, Kind, Color}
+    assert annotated_types(plainly, frame) == {Line, globals()["Point"]}
+
+    def later(*_: object) -> Any: ...
+
+
+def plainly(line: Line, kind: Kind) -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
 
 def test_text_within_an_annotation_names_types_too() -> None:

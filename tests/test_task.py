@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +17,13 @@ import pytest
 from engine import Engine
 from playing import run
 
-from conveyor import Context, Conveyor, Task
+from conveyor import Call, Context, Conveyor, Task
 from conveyor.broker.commands import BATCH
 from conveyor.errors import (
     ConfigurationError,
     ConveyorError,
     IdConflict,
+    PartialEnqueue,
     PayloadTooLarge,
     SerializationError,
 )
@@ -355,9 +358,49 @@ def test_nothing_is_sent_when_one_of_many_is_refused(app: Conveyor, server: Serv
     assert nothing_was_sent(app, server)
 
 
-def test_a_conflict_among_many_is_said_as_one(app: Conveyor) -> None:
-    with pytest.raises(IdConflict, match="with other arguments"):
+@pytest.mark.parametrize("twin", ["map", "amap"])
+def test_a_conflict_among_many_leaves_the_handles_of_the_others(app: Conveyor, twin: str) -> None:
+    task = app.task(add)
+    taken = task.options(id="taken").delay(0)
+    own = task.options(id="taken").call(1)
+    calls = [task.call(1), own, taken_again(task), own, task.call(4)]
+    calls += [task.options(queue="side").call(n) for n in range(2)]
+    send = task.map if twin == "map" else lambda items: run(app, task.amap(items))
+    with pytest.raises(PartialEnqueue) as caught:
+        send(calls)
+    error = caught.value
+    assert isinstance(error.__cause__, IdConflict)
+    assert str(error) == (
+        "3 of 7 tasks were sent, then: task id 'taken' on queue 'default' belongs to a"
+        " test_task.add with other arguments: use another id; app.map(error.pending[2:]) sends the"
+        " rest without the 2 that conflict, none of them twice"
+    )
+    assert [result.created for result in error.results] == [True, False, True]
+    assert error.results[1] == taken
+    assert [call.args for call in error.pending] == [(1,), (1,), (0,), (1,)]
+    assert [call.task.plan().queue for call in error.pending] == ["default"] * 2 + ["side"] * 2
+    rest = app.map(error.pending[2:])
+    assert [result.created for result in rest] == [True, True]
+    assert app.map(error.pending[2:]) == rest
+    assert Engine(app, stopped=False).counts() == {"queued": 3}
+    assert Engine(app, "side", stopped=False).counts() == {"queued": 2}
+
+
+def taken_again(task: Task[..., Any]) -> Call[Any]:
+    """The very call that has the id already."""
+    return task.options(id="taken").call(0)
+
+
+def test_one_conflict_among_many_is_named(app: Conveyor) -> None:
+    with pytest.raises(PartialEnqueue) as caught:
         app.task(add).options(id="once").map([(1, 1), (2, 2)])
+    assert str(caught.value) == (
+        "1 of 2 tasks were sent, then: task id 'once' on queue 'default' belongs to a test_task.add"
+        " with other arguments: use another id; app.map(error.pending[1:]) sends the rest without"
+        " it, none of them twice"
+    )
+    assert [call.args for call in caught.value.pending] == [(2, 2)]
+    assert [result.id for result in caught.value.results] == ["once"]
 
 
 def test_headers_that_are_too_large_are_refused(app: Conveyor, server: Server) -> None:
@@ -367,3 +410,26 @@ def test_headers_that_are_too_large_are_refused(app: Conveyor, server: Server) -
     ):
         task.delay(1, 2)
     assert nothing_was_sent(app, server)
+
+
+# Types that are local to a function
+
+
+def test_types_that_are_local_to_a_function_travel(app: Conveyor) -> None:
+    @dataclass
+    class Here:
+        x: int
+
+    class Kind(Enum):
+        ONE = 1
+
+    @app.task
+    def draw(point: Here, kind: Kind) -> None: ...
+
+    @app.task(priority=9)
+    def paint(point: Here) -> None: ...
+
+    for result in (draw.delay(Here(1), Kind.ONE), paint.delay(Here(1))):
+        record = result.task()
+        assert record is not None
+        assert record.args[0] == Here(1)

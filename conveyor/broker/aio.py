@@ -18,7 +18,9 @@ from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import NoScriptError
 
 from conveyor.broker.broker import (
+    ANNOUNCED,
     FIRST_PAUSE,
+    LONGEST_CALL,
     LONGEST_PAUSE,
     PATIENCE,
     Broker,
@@ -28,7 +30,7 @@ from conveyor.broker.broker import (
     script_source,
     unavailable,
 )
-from conveyor.broker.connect import TIMEOUT, TRANSIENT, check_version, close_async
+from conveyor.broker.connect import TRANSIENT, check_version, close_async
 from conveyor.broker.keys import known_queues
 from conveyor.broker.shared_aio import AsyncSharedClient
 
@@ -41,8 +43,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Most seconds for all tries of one call.
-LONGEST_CALL = PATIENCE + TIMEOUT
 #: Most calls under way at once in an event loop, and so its connections.
 CONNECTIONS = 16
 
@@ -90,7 +90,7 @@ class AsyncBroker:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
-        self._announced: set[str] = set()
+        self._announced: dict[str, float] = {}
 
     async def run(self, command: Command[T]) -> T:
         """Runs a command and returns its answer; errors are those of `Broker.run`."""
@@ -113,19 +113,20 @@ class AsyncBroker:
                 raise self._give_up(loop, redis.TimeoutError("no answer in time")) from None
 
     async def announce(self, queue: str) -> None:
-        """Makes the queue known to people, once; calls that come meanwhile do not wait for it."""
-        if queue in self._announced:
+        """Makes the queue known to people; see `Broker.announce`."""
+        now = time.monotonic()
+        if now < self._announced.get(queue, 0):
             return
-        self._announced.add(queue)
+        self._announced[queue] = now + ANNOUNCED
         try:
             await self.execute(("SADD", known_queues(self._broker.namespace), queue))
         except BaseException:
-            self._announced.discard(queue)
+            self.unannounce(queue)
             raise
 
     def unannounce(self, queue: str) -> None:
         """Has the queue announced again when it is used next."""
-        self._announced.discard(queue)
+        self._announced.pop(queue, None)
 
     async def queues(self) -> list[str]:
         """The queues that are known, by name."""
@@ -172,8 +173,9 @@ class AsyncBroker:
         running = asyncio.get_running_loop()
         loop = self._loops.get(running)
         if loop is None:
-            for other in [one for one in self._loops if one.is_closed()]:
-                del self._loops[other]
+            # Other threads' loops begin and go meanwhile.
+            for other in [one for one in list(self._loops) if one.is_closed()]:
+                self._loops.pop(other, None)
             loop = self._loops[running] = self._new_loop()
         return loop
 

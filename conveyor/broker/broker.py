@@ -17,10 +17,10 @@ from redis.asyncio.sentinel import MasterNotFoundError as AsyncMasterNotFoundErr
 from redis.exceptions import ClusterError, NoScriptError, OutOfMemoryError
 from redis.sentinel import MasterNotFoundError
 
-from conveyor.broker.connect import TRANSIENT, Server
+from conveyor.broker.connect import TIMEOUT, TRANSIENT, Server
 from conveyor.broker.keys import QueueKeys, known_queues
 from conveyor.broker.shared import PoolExhausted
-from conveyor.errors import BrokerUnavailable, QueueFull
+from conveyor.errors import BrokerUnavailable, QueueFull, SerializationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,6 +32,10 @@ T = TypeVar("T")
 
 #: Seconds for which an unreachable server is tried again.
 PATIENCE = 2.5
+#: Seconds in which a call has all of its tries behind it.
+LONGEST_CALL = PATIENCE + TIMEOUT
+#: Seconds for which a queue that was made known is taken to be so.
+ANNOUNCED = 60.0
 #: Seconds between two tries: the first, and the longest as they double.
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.25
 
@@ -48,7 +52,7 @@ class Broker:
         self.server = server
         self.namespace = namespace
         self._keys: dict[str, QueueKeys] = {}
-        self._announced: set[tuple[int, str]] = set()
+        self._announced: dict[tuple[int, str], float] = {}
 
     def keys(self, queue: str) -> QueueKeys:
         """The keys of one of the namespace's queues."""
@@ -103,15 +107,23 @@ class Broker:
             pause = min(pause * 2, LONGEST_PAUSE)
 
     def announce(self, queue: str) -> None:
-        """Makes the queue known to people, once a process."""
-        mark = (os.getpid(), queue)
-        if mark not in self._announced:
+        """Makes the queue known to people, once a minute, since another process may destroy it.
+
+        Calls that come meanwhile do not wait for it.
+        """
+        mark, now = (os.getpid(), queue), time.monotonic()
+        if now < self._announced.get(mark, 0):
+            return
+        self._announced[mark] = now + ANNOUNCED
+        try:
             self.execute(("SADD", known_queues(self.namespace), queue))
-            self._announced.add(mark)
+        except BaseException:
+            self.unannounce(queue)
+            raise
 
     def unannounce(self, queue: str) -> None:
         """Has the queue announced again when it is used next."""
-        self._announced.discard((os.getpid(), queue))
+        self._announced.pop((os.getpid(), queue), None)
 
     def queues(self) -> list[str]:
         """The queues that are known, by name."""
@@ -138,7 +150,9 @@ def script_source(command: Command[Any]) -> tuple[Any, ...]:
 
 
 def refused(server: Server, error: redis.RedisError) -> ConveyorError:
-    """The error for a command that the server refused."""
+    """The error for a command that the server refused, or that cannot be sent."""
+    if isinstance(error, redis.DataError):
+        return SerializationError(f"a value cannot be sent: {_cause(error)}")
     if isinstance(error, OutOfMemoryError):
         return QueueFull(
             f"{server.address} is out of memory and takes no new tasks:"
@@ -151,7 +165,12 @@ def refused(server: Server, error: redis.RedisError) -> ConveyorError:
 
 
 def unavailable(server: Server, error: Exception) -> BrokerUnavailable:
-    """The error for a server that cannot be reached: address, cause and next step in one line."""
+    """The error for a server that cannot be reached: address, cause and next step in one line.
+
+    One that says so already is returned as it is.
+    """
+    if isinstance(error, BrokerUnavailable):
+        return error
     if isinstance(error, PoolExhausted):
         return BrokerUnavailable(
             f"the client shared for {server.address} has no connection to spare: {error}."

@@ -97,26 +97,30 @@ class EmbeddedServer:
         deadline = time.monotonic() + DEADLINE
         with _explained(self.directory):
             _create(self.directory)
-            if not self._has_share():
-                self.release()
+            shares = list(self._shares)
+            if not self._has_share(shares):
+                self._leave(shares)
                 self._shares.append(_take_share(self.directory, deadline))
             _await_server(self.directory, deadline)
         return self.socket
 
     def release(self) -> None:
         """Leave the server; it stops cleanly once the last user has left. Again: does nothing."""
-        with contextlib.suppress(IndexError):
-            while True:
-                share = self._shares.pop()
+        self._leave(list(self._shares))
+
+    def _leave(self, shares: list[_Share]) -> None:
+        for share in shares:
+            with contextlib.suppress(ValueError):  # another thread has left it
+                self._shares.remove(share)
                 if share.is_on(share.file):
                     os.close(share.descriptor)
 
-    def _has_share(self) -> bool:
+    def _has_share(self, shares: list[_Share]) -> bool:
         users = self.directory / guardian.USERS_LOCK
-        return bool(self._shares) and users.exists() and self._shares[-1].is_on(users.stat())
+        return bool(shares) and users.exists() and shares[-1].is_on(users.stat())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Share:
     descriptor: int
     file: os.stat_result

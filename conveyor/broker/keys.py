@@ -69,6 +69,20 @@ def check_id(task_id: str) -> str:
     return task_id
 
 
+def check_given_id(task_id: str) -> str:
+    """Returns the id of a task that is asked for, if a task can have it.
+
+    Raises:
+        TypeError: It is no text.
+        ConfigurationError: See `check_id`.
+    """
+    if not isinstance(task_id, str):
+        raise TypeError(
+            f"task id {task_id!r} is no text: use the id that a TaskResult or a TaskRecord has"
+        )
+    return check_id(task_id)
+
+
 def known_queues(namespace: str) -> str:
     """The set of queues that a namespace has had tasks or workers on."""
     return f"conveyor:{{{namespace}}}:queues"

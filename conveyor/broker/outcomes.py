@@ -3,8 +3,9 @@
 Protocol: a wait is noted as pending; the thread subscribes to the process's channel in the task's
 queue; the wait is registered on the task, which answers at once for a task that has ended; later
 ends are published to the channel. There is no moment at which an end could be missed, and nothing
-is polled. The thread registers the waits that began before their queue was heard, and callers their
-own, so that a wait costs one round trip.
+is polled. The thread registers the waits that began before their queue was heard, and those with no
+time for a server that says nothing. Callers register the others, so that a wait costs one round
+trip.
 
 When the connection breaks, the thread connects again with growing pauses, subscribes again and
 registers every pending wait again: whatever ended meanwhile is then known. So a wait outlives a
@@ -32,7 +33,7 @@ from conveyor.errors import ConveyorError
 from conveyor.packing import unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from conveyor.broker.broker import Broker
     from conveyor.broker.keys import QueueKeys
@@ -83,9 +84,9 @@ class Outcomes:
         """Takes what registering answered."""
         self._ear(queue).answer(queue, task_id, reply)
 
-    def register_later(self, queue: str) -> None:
-        """Has the queue's pending waits registered as soon as the server answers."""
-        self._ear(queue).register_later(queue)
+    def register_later(self, queue: str, task_id: str) -> None:
+        """Has a wait registered here, as soon as the server answers."""
+        self._ear(queue).register_later(queue, task_id)
 
     def forget(self, queue: str, task_id: str, future: Future[Ended]) -> None:
         """Gives up a wait."""
@@ -129,29 +130,29 @@ class _Ear(Subscription):
         self._outcomes = outcomes
         self._process = outcomes.name
         self._pending: dict[_Key, list[Future[Ended]]] = {}
-        self._to_register: set[str] = set()
+        # A dict, for they are registered in the order of the waits.
+        self._to_register: dict[_Key, None] = {}
 
     def expect(self, queue: str, task_id: str) -> Future[Ended]:
         future: Future[Ended] = Future()
         with self._lock:
             if self._closed:
                 raise _closed()
-            self._pending.setdefault((queue, task_id), []).append(future)
             self._want(queue)
+            self._pending.setdefault((queue, task_id), []).append(future)
         return future
 
     def answer(self, queue: str, task_id: str, reply: Snapshot | bool) -> None:
         if reply is not True:
             self._resolve(queue, task_id, reply or None)
 
-    def register_later(self, queue: str) -> None:
+    def register_later(self, queue: str, task_id: str) -> None:
         with self._lock:
-            self._to_register.add(queue)
+            self._to_register[queue, task_id] = None
         self._wake()
 
     def register_again(self) -> None:
-        with self._lock:
-            self._to_register |= self._heard
+        self._register_all(self._heard)
         self._wake()
 
     def forget(self, queue: str, task_id: str, future: Future[Ended]) -> None:
@@ -161,6 +162,7 @@ class _Ear(Subscription):
                 waiting.remove(future)
             if not waiting:
                 self._pending.pop((queue, task_id), None)
+                self._to_register.pop((queue, task_id), None)
 
     def close(self) -> None:
         self.join()
@@ -183,8 +185,7 @@ class _Ear(Subscription):
 
     def confirmed(self, queue: str) -> None:
         """Waits that began before may have missed their end: they are registered now."""
-        with self._lock:
-            self._to_register.add(queue)
+        self._register_all({queue})
 
     def lost(self, error: Exception) -> None:
         if not self._heard:
@@ -200,9 +201,17 @@ class _Ear(Subscription):
     def turn(self) -> None:
         while self._to_register:
             with self._lock:
-                queue = self._to_register.pop()
-                ids = [task_id for pending, task_id in self._pending if pending == queue]
-            self._register(queue, ids)
+                keys, self._to_register = self._to_register, {}
+            by_queue: dict[str, list[str]] = {}
+            for queue, task_id in keys:
+                by_queue.setdefault(queue, []).append(task_id)
+            for queue, ids in by_queue.items():
+                self._register(queue, ids)
+
+    def _register_all(self, queues: Collection[str]) -> None:
+        with self._lock:
+            all_ = (key for key in self._pending if key[0] in queues)
+            self._to_register.update(dict.fromkeys(all_))
 
     def _resolve(self, queue: str, task_id: str, ended: Ended) -> None:
         with self._lock:

@@ -112,10 +112,11 @@ class Subscription:
         """Hears one more queue; call it with the lock held."""
         if queue in self._wanted:
             return
-        self._wanted.add(queue)
         if self._thread is None:
-            self._thread = threading.Thread(target=self._listen, name=self._name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._listen, name=self._name, daemon=True)
+            thread.start()  # it may fail, and waits for the lock before it looks what is wanted
+            self._thread = thread
+        self._wanted.add(queue)
         self._wake()
 
     def _wake(self) -> None:

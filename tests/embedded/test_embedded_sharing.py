@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from embedded_home import HANG, STAY, Home, eventually, has_ended
@@ -41,6 +42,32 @@ def test_threads_that_join_at_once_share_one_server_and_leave_it(home: Home) -> 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(join, range(8)))) == 1
     server.release()
+    eventually(home.is_empty)
+
+
+def test_who_takes_a_share_leaves_alone_what_another_thread_has_just_taken(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = EmbeddedServer(home.directory)
+    home.servers.append(server)
+    look = EmbeddedServer._has_share
+    others = [1]
+
+    def meddle(*args: Any) -> bool:
+        found = look(*args)
+        if others:
+            others.pop()
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(server.acquire).result(HANG)
+        return found
+
+    monkeypatch.setattr(EmbeddedServer, "_has_share", meddle)
+    server.acquire()
+    home.pid()
+    shares = list(server._shares)
+    assert [share.is_on(share.file) for share in shares] == [True, True]
+    server.release()
+    assert not any(share.is_on(share.file) for share in shares)
     eventually(home.is_empty)
 
 
