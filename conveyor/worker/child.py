@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import ctypes
 import faulthandler
-import logging
 import os
 import random
 import signal
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from conveyor.worker.hooks import Hooks
-from conveyor.worker.lanes import AsyncLane, SyncLane
+from conveyor.worker.lanes import AsyncLane, SyncLane, end_process, exit_with
 from conveyor.worker.loans import Loans
 from conveyor.worker.runner import Runner
 from conveyor.worker.signals import ignore, let_through
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from conveyor.client import Client
     from conveyor.task import Definition
     from conveyor.worker.slots import Slots
-
-log = logging.getLogger("conveyor.child")
 
 #: How soon a thread that computes makes way for another, in seconds: with the interpreter's default
 #: a task that computes holds up the event loop beside it ten times as long.
@@ -84,7 +81,6 @@ def run_child(
         foreign: Descriptors that are the parent's or another child's, to close.
         parent: The parent's pid.
     """
-    code = 0
     try:
         _die_with(parent)
         for descriptor in foreign:
@@ -92,14 +88,9 @@ def run_child(
                 os.close(descriptor)
         random.seed()
         _serve(work, slots, ends)
+        exit_with(0)
     except BaseException:
-        log.exception("child %d failed", os.getpid())
-        code = 70
-    finally:
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        end_process()
 
 
 def _serve(work: Work, slots: Slots, ends: Ends) -> None:
@@ -123,7 +114,7 @@ def _serve(work: Work, slots: Slots, ends: Ends) -> None:
         return
     sys.setswitchinterval(SWITCH_INTERVAL)
     lane = AsyncLane(runner, slots, loans, ends.asynchronous, work.threads, work.coroutines)
-    hooks = Hooks(plugins, runner, lane.loop)
+    hooks = Hooks(plugins, runner, lane)
     sync.hooks = lane.hooks = hooks.around
     hooks.start()
     slots.serve()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -33,7 +34,7 @@ MOST_RUNS: Final = INLINE // 8
 _KIND: Final = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_DGRAM)
 _ANCILLARY: Final = socket.CMSG_SPACE(4)
 _JOB: Final = struct.Struct("<QBHHdd")
-_OUTCOME: Final = struct.Struct("<QBII")
+_OUTCOME: Final = struct.Struct("<QBQI")
 _RUN, _RUN_FILE, _STOP = 0, 1, 2
 
 
@@ -244,6 +245,8 @@ def _read_file(ancillary: list[tuple[int, int, bytes]]) -> bytes:
     fds = array.array("i")
     for _, _, data in ancillary:
         fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    if not fds:  # the kernel drops what finds no room
+        raise OSError(errno.EMFILE, "a large message came without its file: too many are open")
     with os.fdopen(fds[0], "rb") as file:
         file.seek(0)
         return file.read()

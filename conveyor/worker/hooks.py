@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from conveyor.plugins import Hook, Plugins
     from conveyor.records import TaskRecord
+    from conveyor.worker.lanes import AsyncLane
     from conveyor.worker.runner import Ending, Run, Runner
 
     Call = tuple[Hook, tuple[Any, ...]]
@@ -36,19 +37,17 @@ class Hooks:
     Args:
         plugins: The app's.
         runner: Of the runs.
-        loop: The async lane's, or None where there is no async lane.
+        lane: The async one, or None where there is none.
 
     Attributes:
         around: Itself where there are any to call around a run, else None.
     """
 
-    def __init__(
-        self, plugins: Plugins, runner: Runner, loop: asyncio.AbstractEventLoop | None
-    ) -> None:
+    def __init__(self, plugins: Plugins, runner: Runner, lane: AsyncLane | None) -> None:
         self.around = self if plugins.run else None
         self._plugins = plugins
         self._runner = runner
-        self._loop = loop
+        self._lane = lane
         plugins.wait_for = self._wait_for
 
     def start(self) -> None:
@@ -122,11 +121,12 @@ class Hooks:
                 report(hook)
 
     def _wait_for(self, awaitable: Awaitable[Any]) -> Any:
-        if self._loop is None:
+        lane = self._lane
+        if lane is None:
             return asyncio.run(_finish(awaitable))
-        if not self._loop.is_running():
-            return self._loop.run_until_complete(_finish(awaitable))
-        return asyncio.run_coroutine_threadsafe(_finish(awaitable), self._loop).result()
+        if not lane.serves:
+            return lane.loop.run_until_complete(_finish(awaitable))
+        return asyncio.run_coroutine_threadsafe(_finish(awaitable), lane.loop).result()
 
 
 def _task_after(run: Run, ending: Ending) -> TaskRecord:

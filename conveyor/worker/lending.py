@@ -120,8 +120,7 @@ class Lending:
             if kind == Pause.WAITS and lane is not None:
                 self._lend(lane, run)
             elif kind == Pause.ASKS and lane is not None and run in lane.lent:
-                lane.asking[run] = None
-                self._asking += 1
+                self._begin_asking(lane, run)
             elif kind == Pause.ASKS:
                 unknown.append(run)
             elif lane is not None:
@@ -303,6 +302,11 @@ class Lending:
             self._bytes += len(job.record)
             _widen(lane)
             self._update()
+
+    def _begin_asking(self, lane: Lane, run: int) -> None:
+        if run not in lane.asking:  # else a stop had interrupted what said so
+            lane.asking[run] = None
+            self._asking += 1
 
     def _stop_asking(self, lane: Lane, run: int) -> None:
         if run in lane.asking:

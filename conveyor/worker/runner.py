@@ -3,7 +3,8 @@
 Whatever a task does, it ends in an outcome: arguments that cannot be decoded, results that cannot
 be encoded, an exception whose text cannot be had, a `SystemExit`. A run that was asked to stop has
 that outcome even if it goes on to return something. The outcome is first found and then sent, so
-that plugins can be told of it in between.
+that plugins can be told of it in between. One too large to be sent, as the process has no
+descriptor left for its file, becomes a short one.
 """
 
 from __future__ import annotations
@@ -17,16 +18,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from conveyor.backoff import DEFAULT_BACKOFF
 from conveyor.context import Context
-from conveyor.errors import (
-    PayloadTooLarge,
-    Retry,
-    SerializationError,
-    TaskCancelled,
-    TaskTimeout,
-)
+from conveyor.errors import PayloadTooLarge, Retry, TaskCancelled, TaskTimeout
+from conveyor.moments import LONGEST_MS
 from conveyor.packed_options import Options
 from conveyor.records import LEASE, pack_error, payload_of
-from conveyor.worker.frames import JobFrame, Outcome, OutcomeFrame, send_outcome
+from conveyor.worker.frames import INLINE, JobFrame, Outcome, OutcomeFrame, send_outcome
 
 if TYPE_CHECKING:
     import socket
@@ -44,8 +40,10 @@ CANCELLED: Final = 2
 #: Longest text kept of an error's message and of its traceback, in characters.
 MESSAGE_LIMIT: Final = 8_192
 TRACEBACK_LIMIT: Final = 32_768
-#: Longest wait before a retry, in seconds: what a frame has room for.
-LONGEST_DELAY: Final = 0xFFFFFFFF / 1000
+#: The same where the error cannot travel as a whole.
+SHORT_MESSAGE: Final = 1_024
+#: Longest wait before a retry, in seconds.
+LONGEST_DELAY: Final = LONGEST_MS / 1000
 
 _ERROR_RETRIES_AT = 52
 
@@ -176,8 +174,8 @@ class Runner:
         try:
             data = self._client.codec.encode(value, f"{run.definition.name}(): the result")
             self._check_size(run, data)
-        except SerializationError as error:
-            data = pack_error(type(error).__name__, str(error))
+        except BaseException as error:  # what it is made of may raise anything
+            data = pack_error(type(error).__name__, _message(error))
             return Ending(Outcome.FATAL, data, error=error)
         return Ending(Outcome.SUCCESS, data, 0.0, value)
 
@@ -196,8 +194,14 @@ class Runner:
         elapsed = time.monotonic() - run.started
         if self._loans.runs:
             elapsed = max(0.0, elapsed - self._loans.end(run.job.sequence))
-        delay_ms = round(min(ending.delay, LONGEST_DELAY) * 1000)
-        self._send(run.job, ending.outcome, ending.data, delay_ms, int(elapsed * 1e6))
+        delay_ms, elapsed_us = round(ending.delay * 1000), int(elapsed * 1e6)
+        try:
+            self._send(run.job, ending.outcome, ending.data, delay_ms, elapsed_us)
+        except OSError as error:
+            if len(ending.data) <= INLINE:
+                raise
+            short = self._shortened(run, ending, error)
+            self._send(run.job, short.outcome, short.data, round(short.delay * 1000), elapsed_us)
         self._slots.end(run.slot)
 
     def _lease_passed(self, job: JobFrame, now: float) -> bool:
@@ -223,6 +227,19 @@ class Runner:
         frame = OutcomeFrame(job.sequence, outcome, delay_ms, min(elapsed_us, 0xFFFFFFFF), data)
         send_outcome(self._small, self._large, frame)
 
+    def _shortened(self, run: Run, ending: Ending, failure: OSError) -> Ending:
+        """What is sent in place of what needs a file, when none can be had."""
+        error = ending.error
+        if error is None:
+            text = (
+                f"{run.definition.name}(): the result, {len(ending.data):,} bytes, cannot leave "
+                f"its process: {failure.strerror}"
+            )
+            return self.after_raise(run, OSError(failure.errno, text))
+        message = _message(error)[:SHORT_MESSAGE]
+        trace = f"(it cannot leave its process: {failure})"
+        return ending._replace(data=pack_error(type(error).__qualname__, message, trace))
+
     def _check_size(self, run: Run, data: bytes) -> None:
         limit = self._client.settings.max_payload
         if len(data) > limit:
@@ -234,29 +251,34 @@ class Runner:
     def _delay(self, run: Run, error: BaseException) -> float | None:
         """Seconds until the retry, or None when this error is not to be retried."""
         if isinstance(error, Retry):
-            return self._backoff(run, error) if error.delay is None else error.delay
+            chosen = error.delay
+            if chosen is None:
+                return self._backoff(run, error)
+            return self._choose(run, "delay", lambda: chosen)
         if not may_retry(run.definition.options, error):
             return None
         return self._backoff(run, error)
 
     def _backoff(self, run: Run, error: BaseException) -> float:
-        retry = (
-            int.from_bytes(run.job.record[_ERROR_RETRIES_AT : _ERROR_RETRIES_AT + 4], "little") + 1
-        )
         chosen: Any = run.definition.options.get("backoff")
         if run.options.backoff is None and callable(chosen):
-            return self._call_backoff(run, chosen, error)
-        return (run.options.backoff or DEFAULT_BACKOFF).delay(retry, self._rng)
+            return self._choose(run, "backoff", lambda: chosen(run.context.task, error))
+        return (run.options.backoff or DEFAULT_BACKOFF).delay(_retry(run), self._rng)
 
-    def _call_backoff(self, run: Run, backoff: Callable[..., Any], error: BaseException) -> float:
-        record = run.context.task
+    def _choose(self, run: Run, what: str, choose: Callable[[], Any]) -> float:
+        """The delay that a task chooses, which may be anything, as long as it is one."""
         try:
-            return max(0.0, float(backoff(record, error)))
-        except Exception:
-            run.context.log.exception(
-                "the backoff of %s failed: the default is used", run.definition.name
-            )
-            return DEFAULT_BACKOFF.delay(record.error_retries + 1, self._rng)
+            return min(max(0.0, float(choose())), LONGEST_DELAY)
+        except BaseException:
+            name = run.definition.name
+            run.context.log.exception("the %s of %s failed: the default is used", what, name)
+            return DEFAULT_BACKOFF.delay(_retry(run), self._rng)
+
+
+def _retry(run: Run) -> int:
+    """The number of the error retry that would follow a run, from 1."""
+    counted = run.job.record[_ERROR_RETRIES_AT : _ERROR_RETRIES_AT + 4]
+    return int.from_bytes(counted, "little") + 1
 
 
 def may_retry(options: Mapping[str, Any], error: BaseException) -> bool:

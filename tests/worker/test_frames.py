@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 
 import pytest
 
+from conveyor.moments import LONGEST_MS
 from conveyor.worker.frames import (
     INLINE,
     JobFrame,
@@ -44,6 +46,27 @@ def test_an_outcome_arrives_as_it_was_sent(size: int) -> None:
             assert receive_outcome(small_far) == outcome
         else:
             assert receive_large_outcome(large_far) == outcome
+
+
+def test_a_delay_of_a_thousand_years_arrives_as_it_was_sent() -> None:
+    small, small_far = make_pair()
+    outcome = OutcomeFrame(9, Outcome.ERROR, LONGEST_MS, 250, b"")
+    with small, small_far:
+        send_outcome(small, small, outcome)
+        assert receive_outcome(small_far) == outcome
+
+
+def test_a_large_job_whose_file_found_no_room_is_an_error_that_says_so() -> None:
+    near, far = make_pair()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with near, far:
+        send_job(near, JobFrame(1, 0, b"x", bytes(INLINE + 1), 0.0, 0.0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        try:
+            with pytest.raises(OSError, match="came without its file: too many are open"):
+                receive_job(far)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_what_was_not_read_is_taken_back_in_order_large_ones_too() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +23,8 @@ from conveyor.worker.slots import Slots
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from conveyor.worker.process import Lane
+
 SOON = 20.0
 
 
@@ -32,14 +35,16 @@ class Family:
         app = Conveyor("family", broker="redis://localhost:1")
         work = Work({}, app.client, ["q"], 1, coroutines)
         self.coroutines = coroutines
+        self.given: list[Job] = []
+        self.has_room = False
         self.children: list[Child] = []
         self.lending = Lending(
             work,
             1,
             self.children,
             spawn=lambda: None,
-            give=lambda _child, _lane, _job: False,
-            has_room=lambda _child, _name, _ahead: False,
+            give=self._give,
+            has_room=lambda _child, _name, _ahead: self.has_room,
         )
         self._sequence = 0
 
@@ -50,13 +55,21 @@ class Family:
 
     def run(self, child: Child, name: str) -> int:
         """A run that a child has begun."""
+        job = self.job(name)
+        child.lanes[name].inflight[job.sequence] = job
+        return job.sequence
+
+    def job(self, name: str) -> Job:
         self._sequence += 1
         plan = make_plan({}, Settings(), queue="q", is_async=name == ASYNC, timezone=None)
         record = Template("a.task", plan.limits, b"").record(b"")
         job = Job(self._sequence, 0, b"id", record, 0.0)
         job.lane = name
-        child.lanes[name].inflight[job.sequence] = job
-        return job.sequence
+        return job
+
+    def _give(self, _child: Child, _lane: Lane, job: Job) -> bool:
+        self.given.append(job)
+        return True
 
     def close(self) -> None:
         for child in self.children:
@@ -84,6 +97,18 @@ def test_any_number_of_runs_is_granted_at_once(family: Family) -> None:
     while len(heard) < len(runs):
         heard += receive_grants(child.small_far)
     assert heard == runs
+
+
+def test_what_is_said_again_after_a_stop_counts_once(family: Family) -> None:
+    child, lending = family.add(), family.lending
+    run = family.run(child, SYNC)
+    lending.note(child, [(run, Pause.WAITS), (run, Pause.ASKS)])
+    lending.note(child, [(run, Pause.ASKS)])
+    lending.grant(SYNC)
+    family.has_room = True
+    ahead = family.job(SYNC)
+    lending.send(SYNC, deque([ahead]), 1)
+    assert family.given == [ahead]  # which it is not while anything asks for its slot
 
 
 def test_a_branch_ends_with_the_child_that_it_was_in(family: Family) -> None:
