@@ -172,7 +172,7 @@ class Worker:
         self._ask(self._kill if kill else Supervisor.shut_down)
         own = self._loop_thread is threading.current_thread() or self._teller.is_current()
         if self._loop_thread is not None and not own:
-            self._ended.wait(timeout)
+            self._ended.wait(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
 
     def _run_with_signals(self, supervisor: Supervisor) -> None:
         with Signals(_SIGNALS) as signals:

@@ -144,7 +144,7 @@ def shutdown_waits_wherever_the_worker_runs() -> None:
     worker.shutdown(timeout=0.1)
     assert result.status is TaskStatus.PROCESSING
     Path("gate").touch()
-    worker.shutdown()
+    worker.shutdown(timeout=1e10)  # longer than any lock can wait
     assert result.status is TaskStatus.SUCCESS
     thread.join(SOON)
 
