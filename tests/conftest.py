@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import compileall
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from managing import Driven
 from servers import Server
 
+import conveyor
 from conveyor import Conveyor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _numbers = count(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiles what hundreds of processes import, which each would compile for itself otherwise.
+
+    Python itself keeps what it has compiled, but not where PYTHONDONTWRITEBYTECODE is set.
+    """
+    if not hasattr(config, "workerinput"):  # once, and not in each of xdist's processes
+        for directory in (Path(conveyor.__file__).parent, Path(__file__).parent):
+            compileall.compile_dir(directory, quiet=2)
 
 
 @pytest.fixture(scope="session", autouse=True)

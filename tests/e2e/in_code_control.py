@@ -165,7 +165,7 @@ def any_thread_may_ask_any_number_of_times() -> None:
     worker = Worker(app, concurrency=1)
 
     def ask() -> None:
-        for _ in range(2000):  # far more than what the wake-up's socket holds
+        for _ in range(300):  # far more than what the wake-up's socket holds
             worker.pause()
             worker.resume()
 
