@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from engine import Engine
 from playing import SOON, Player, end, run, works
+from redis.asyncio.connection import Connection
 from servers import wait_until
 from sharing import PROMPT, add, forks, ids
 
@@ -302,3 +303,21 @@ def test_closing_an_app_leaves_no_connection_of_calls_under_way(
         asyncio.run(use(Conveyor("closing", broker=server.url), attempt * 0.001))
     gc.collect()
     assert not [str(each.message) for each in recwarn]
+
+
+def test_a_call_outlives_that_its_connection_is_closed_beneath_it(
+    app: Conveyor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by redis-py's cluster client, in the moment in which the call takes a free one."""
+    closed: list[Any] = []
+    send = Connection._send_packed_command
+
+    async def close_first(connection: Connection, command: Any) -> None:
+        if not closed:
+            closed.append(connection)
+            await connection.disconnect(nowait=True)
+        await send(connection, command)
+
+    monkeypatch.setattr(Connection, "_send_packed_command", close_first)
+    assert run(app, app.result("nothing").atask()) is None
+    assert closed

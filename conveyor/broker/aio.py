@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: What redis-py's cluster client makes of a connection that it closes beneath a call: while it asks
+#: where the slots are it closes those that are free, and meanwhile the call may have taken one.
+CLOSED_BENEATH = AttributeError
 #: Most calls under way at once in an event loop, and so its connections.
 CONNECTIONS = 16
 
@@ -156,7 +159,7 @@ class AsyncBroker:
                     raise refused(server, error) from error
                 call, fallback = fallback, None
                 continue
-            except TRANSIENT as error:
+            except (*TRANSIENT, CLOSED_BENEATH) as error:
                 if time.monotonic() >= deadline or isinstance(error, redis.AuthenticationError):
                     raise self._give_up(loop, error) from error
                 stale = server.outdated(error)
