@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from conveyor.broker import commands
 from conveyor.broker.commands import BATCH
-from conveyor.broker.keys import check_given_id, known_queues
+from conveyor.broker.keys import check_given_id, check_text, known_queues
 from conveyor.errors import ConfigurationError, SerializationError, TaskNotFound, UnknownTask
 from conveyor.moments import to_ms
 from conveyor.options import CALL_OPTIONS, Moment, due_text
@@ -186,7 +186,7 @@ class Operations:
 
     def remove(self, task_id: str) -> Steps[bool]:
         """Removes a task."""
-        removed: bool = yield commands.remove(self._keys, check_given_id(task_id))
+        removed: bool = yield commands.remove(self._keys, check_text(task_id))
         return removed
 
     def retry(self, task_id: str) -> Steps[bool]:

@@ -217,7 +217,10 @@ class TaskResult(Generic[R_co]):
 
     def _read_late(self, timeout: Duration | None) -> Snapshot | None:
         """What the server has once the time is up: word of the end may be under way."""
-        look = _in_thread(lambda: self._client.drive(self._late(timeout), patience=0))
+        try:
+            look = _in_thread(lambda: self._client.drive(self._late(timeout), patience=0))
+        except RuntimeError as error:  # no thread can be started
+            raise self._timed_out(timeout, f"; {error}") from None
         if not wait([look], LATE).done:
             raise self._timed_out(timeout, self._silence()) from None
         try:

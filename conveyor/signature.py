@@ -93,8 +93,8 @@ def _local_names(function: Any, frame: FrameType | None) -> dict[str, Any]:
     """What the frame has, if the function is defined in it."""
     if frame is None:
         return {}
-    inside = f"{frame.f_code.co_qualname}.<locals>.{function.__name__}"
-    return frame.f_locals if function.__qualname__ == inside else {}
+    inside = f"{frame.f_code.co_qualname}.<locals>.{getattr(function, '__name__', '')}"
+    return frame.f_locals if getattr(function, "__qualname__", "") == inside else {}
 
 
 def _enclosed(function: Any) -> dict[str, Any]:

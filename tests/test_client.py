@@ -126,44 +126,6 @@ def test_a_loop_may_begin_while_another_forgets_those_that_were_closed(server: S
         assert Engine(app, stopped=False).counts() == {"queued": 3}
 
 
-# Known queues
-
-
-@pytest.mark.parametrize("twin", ["sync", "async"])
-def test_a_queue_that_another_process_destroyed_is_known_again(
-    server: Server, monkeypatch: pytest.MonkeyPatch, twin: str
-) -> None:
-    now = [0.0]
-    for module in ("broker", "aio"):
-        monkeypatch.setattr(f"conveyor.broker.{module}.time", _Clock(now))
-    with (
-        Conveyor(f"known-{twin}", broker=server.url) as app,
-        Conveyor(f"known-{twin}", broker=server.url) as another,
-    ):
-        task = app.task(add)
-        send = task.delay if twin == "sync" else lambda n: run(app, task.adelay(n))
-        send(1)
-        another.manager().destroy_queue()
-        now[0] = 59.0
-        send(2)
-        assert another.queues() == []  # it is said once a minute
-        now[0] = 61.0
-        send(3)
-        assert another.queues() == ["default"]
-
-
-class _Clock:
-    """The module `time`, moved on by hand."""
-
-    sleep = staticmethod(time.sleep)
-
-    def __init__(self, moved: list[float]) -> None:
-        self._moved = moved
-
-    def monotonic(self) -> float:
-        return 1000.0 + self._moved[0]
-
-
 # Mistakes
 
 

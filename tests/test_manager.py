@@ -376,7 +376,16 @@ def test_a_text_that_no_task_can_have_as_id_is_refused(
 ) -> None:
     for ask in (
         manager.get_task_by_id, manager.on_task_complete, manager.cancel_task_by_id,
-        manager.retry_task_by_id, manager.remove_task_by_id, app.result, app.task(add).result,
+        manager.retry_task_by_id, app.result, app.task(add).result,
     ):  # fmt: skip
         with pytest.raises(ConfigurationError, match=r"^task id .* is (not valid|longer than 256)"):
             ask(wrong)
+
+
+def test_what_others_left_under_an_id_that_no_task_can_have_is_removed(
+    app: Conveyor, manager: Any
+) -> None:
+    engine = Engine(app)
+    engine.call("SET", engine.key("t:a\nb"), "no record")
+    manager.remove_task_by_id("a\nb")
+    assert engine.exists("a\nb") == 0

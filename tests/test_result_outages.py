@@ -121,3 +121,38 @@ def test_a_wait_whose_thread_cannot_start_leaves_no_harm(
     future = wait_in_thread(app, result)
     end(app, "success", 3)
     assert future.result(SOON) == 3
+
+
+def test_a_wait_ends_in_time_where_no_thread_can_be_started(
+    app: Conveyor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = sent(app)
+    with pytest.raises(WaitTimeout):
+        result.wait(0)  # its queue is heard now
+    with (
+        no_threads(monkeypatch),
+        pytest.raises(WaitTimeout, match="has not ended after 0 s; can't start new thread"),
+    ):
+        result.wait(0)
+
+
+def test_who_registers_waits_reads_what_was_told_in_between(
+    app: Conveyor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many others begin to wait meanwhile."""
+    result = sent(app)
+    with pytest.raises(WaitTimeout):
+        result.wait(0)
+    ear = app.client.outcomes._ear("default")
+    app.close()  # its thread has ended, and turns no more
+    registered: list[list[str]] = []
+
+    def register(queue: str, ids: list[str]) -> None:
+        registered.append(ids)
+        if len(registered) < 5:
+            ear._to_register[queue, f"next-{len(registered)}"] = None
+
+    monkeypatch.setattr(ear, "_register", register)
+    ear._to_register["default", "first"] = None
+    ear.turn()
+    assert registered == [["first"]]

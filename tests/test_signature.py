@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import sys
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Optional
@@ -154,3 +156,10 @@ def test_an_annotation_that_cannot_be_resolved_names_none() -> None:
 def test_what_has_no_annotations_names_none() -> None:
     assert annotated_types(lambda x: x) == set()
     assert annotated_types(len) == set()
+
+
+def test_what_it_wraps_need_not_have_a_name() -> None:
+    @functools.wraps(functools.partial(print, 1))
+    def wrapping(size: int) -> None: ...
+
+    assert annotated_types(wrapping, sys._getframe()) == set()

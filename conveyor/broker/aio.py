@@ -18,7 +18,6 @@ from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import NoScriptError
 
 from conveyor.broker.broker import (
-    ANNOUNCED,
     FIRST_PAUSE,
     LONGEST_CALL,
     LONGEST_PAUSE,
@@ -93,7 +92,7 @@ class AsyncBroker:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
-        self._announced: dict[str, float] = {}
+        self._announced: set[str] = set()
 
     async def run(self, command: Command[T]) -> T:
         """Runs a command and returns its answer; errors are those of `Broker.run`."""
@@ -116,20 +115,19 @@ class AsyncBroker:
                 raise self._give_up(loop, redis.TimeoutError("no answer in time")) from None
 
     async def announce(self, queue: str) -> None:
-        """Makes the queue known to people; see `Broker.announce`."""
-        now = time.monotonic()
-        if now < self._announced.get(queue, 0):
+        """Makes the queue known to people, once; calls that come meanwhile do not wait for it."""
+        if queue in self._announced:
             return
-        self._announced[queue] = now + ANNOUNCED
+        self._announced.add(queue)
         try:
             await self.execute(("SADD", known_queues(self._broker.namespace), queue))
         except BaseException:
-            self.unannounce(queue)
+            self._announced.discard(queue)
             raise
 
     def unannounce(self, queue: str) -> None:
         """Has the queue announced again when it is used next."""
-        self._announced.pop(queue, None)
+        self._announced.discard(queue)
 
     async def queues(self) -> list[str]:
         """The queues that are known, by name."""

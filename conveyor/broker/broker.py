@@ -34,8 +34,6 @@ T = TypeVar("T")
 PATIENCE = 2.5
 #: Seconds in which a call has all of its tries behind it.
 LONGEST_CALL = PATIENCE + TIMEOUT
-#: Seconds for which a queue that was made known is taken to be so.
-ANNOUNCED = 60.0
 #: Seconds between two tries: the first, and the longest as they double.
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.25
 
@@ -52,7 +50,7 @@ class Broker:
         self.server = server
         self.namespace = namespace
         self._keys: dict[str, QueueKeys] = {}
-        self._announced: dict[tuple[int, str], float] = {}
+        self._announced: set[tuple[int, str]] = set()
 
     def keys(self, queue: str) -> QueueKeys:
         """The keys of one of the namespace's queues."""
@@ -107,23 +105,15 @@ class Broker:
             pause = min(pause * 2, LONGEST_PAUSE)
 
     def announce(self, queue: str) -> None:
-        """Makes the queue known to people, once a minute, since another process may destroy it.
-
-        Calls that come meanwhile do not wait for it.
-        """
-        mark, now = (os.getpid(), queue), time.monotonic()
-        if now < self._announced.get(mark, 0):
-            return
-        self._announced[mark] = now + ANNOUNCED
-        try:
+        """Makes the queue known to people, once a process."""
+        mark = (os.getpid(), queue)
+        if mark not in self._announced:
             self.execute(("SADD", known_queues(self.namespace), queue))
-        except BaseException:
-            self.unannounce(queue)
-            raise
+            self._announced.add(mark)
 
     def unannounce(self, queue: str) -> None:
         """Has the queue announced again when it is used next."""
-        self._announced.pop((os.getpid(), queue), None)
+        self._announced.discard((os.getpid(), queue))
 
     def queues(self) -> list[str]:
         """The queues that are known, by name."""

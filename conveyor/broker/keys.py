@@ -69,6 +69,19 @@ def check_id(task_id: str) -> str:
     return task_id
 
 
+def check_text(task_id: str) -> str:
+    """Returns an id that is text, though maybe not one that a task can have.
+
+    Raises:
+        TypeError: It is no text.
+    """
+    if not isinstance(task_id, str):
+        raise TypeError(
+            f"task id {task_id!r} is no text: use the id that a TaskResult or a TaskRecord has"
+        )
+    return task_id
+
+
 def check_given_id(task_id: str) -> str:
     """Returns the id of a task that is asked for, if a task can have it.
 
@@ -76,11 +89,7 @@ def check_given_id(task_id: str) -> str:
         TypeError: It is no text.
         ConfigurationError: See `check_id`.
     """
-    if not isinstance(task_id, str):
-        raise TypeError(
-            f"task id {task_id!r} is no text: use the id that a TaskResult or a TaskRecord has"
-        )
-    return check_id(task_id)
+    return check_id(check_text(task_id))
 
 
 def known_queues(namespace: str) -> str:

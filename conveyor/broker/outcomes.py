@@ -199,14 +199,13 @@ class _Ear(Subscription):
         return bool(self._pending)
 
     def turn(self) -> None:
-        while self._to_register:
-            with self._lock:
-                keys, self._to_register = self._to_register, {}
-            by_queue: dict[str, list[str]] = {}
-            for queue, task_id in keys:
-                by_queue.setdefault(queue, []).append(task_id)
-            for queue, ids in by_queue.items():
-                self._register(queue, ids)
+        with self._lock:
+            keys, self._to_register = self._to_register, {}
+        by_queue: dict[str, list[str]] = {}
+        for queue, task_id in keys:
+            by_queue.setdefault(queue, []).append(task_id)
+        for queue, ids in by_queue.items():
+            self._register(queue, ids)
 
     def _register_all(self, queues: Collection[str]) -> None:
         with self._lock:
