@@ -149,16 +149,18 @@ def test_15_settlement_whose_reply_is_lost_counts_once(lab: Lab, server: Server)
         gate = lab.gate()
         result = lab.tasks.hold.delay(gate.path)
         lab.wait_for_starts(result)
+        # Not always 1: a child that begins slowly has what it was given taken back.
+        (start,) = lab.history.read("start", task_id=result.id)
         lost = proxy.drop_reply(result.id.encode())
         gate.open()
-        assert result.wait(SOON) == 1
+        assert result.wait(SOON) == start.fence
         assert lost.wait(SOON)
         assert lab.tasks.add.delay(1, 1).wait(SOON) == 2
         assert worker.stop() == 0
     assert lab.history.count("effect", task_id=result.id) == 1
     contents = lab.contents()
     assert contents.counters["ok"] == 2
-    assert contents.records[result.id].starts == 1
+    assert contents.records[result.id].starts == start.fence
 
 
 def test_12_connections_that_are_cut_cost_nothing(lab: Lab, server: Server) -> None:
