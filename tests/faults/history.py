@@ -82,7 +82,8 @@ def _read(directory: Path) -> list[Event]:
     events: list[Event] = []
     for path in directory.glob("*.history"):
         process = int(path.stem)
-        for line in path.read_text().splitlines():
+        whole, _, _ = path.read_text().rpartition("\n")  # the last line may be half-written yet
+        for line in whole.splitlines():
             moment, name, task_id, *about = line.split(" ")
             events.append(Event(int(moment), name, task_id, tuple(about), process))
     return sorted(events)
