@@ -157,7 +157,7 @@ class Lending:
 
     def room(self, name: str, open_lanes: Sequence[Lane]) -> int | None:
         """How many more runs of a lane could begin; None when no child takes any."""
-        left = 0 if self._closed else self._most_extra - self.extra
+        left = 0 if self._closed or self._is_behind(name) else self._most_extra - self.extra
         if not open_lanes and not left:
             return None
         if not self._may_begin(name):
@@ -285,7 +285,11 @@ class Lending:
     def _child_for(self, name: str) -> Child | None:
         """An extra child, unless one that has room is only to read what was sent to it."""
         full = any(child.lanes[name].full for child in self._children)
-        return None if full else self.add_child()
+        return None if full or self._is_behind(name) else self.add_child()
+
+    def _is_behind(self, name: str) -> bool:
+        """Whether an event loop is late to read what it was given, which calls for no process."""
+        return name == ASYNC and any(child.lanes[name].deaf_until for child in self._children)
 
     def _may_lie_ahead(self, child: Child, name: str, ahead: int) -> bool:
         lane = child.lanes[name]
