@@ -21,7 +21,7 @@ import pytest
 from servers import Server
 from workers import DEADLINE, ROOT, RunningWorker, environment
 
-from conveyor.cli import COMMANDS
+from conveyor.cli import load_command
 from conveyor.settings import Settings
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def check_line(words: list[str]) -> None:
         del words[:2]
     command = words.pop(0)
     if command not in ("--help", "--version"):
-        COMMANDS[command].parser().read([word for word in words if word != "--help"])
+        load_command(command).make_parser().read([word for word in words if word != "--help"])
 
 
 def test_every_block_says_what_it_is() -> None:

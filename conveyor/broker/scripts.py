@@ -11,8 +11,11 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from importlib import resources
+from functools import cache
+from pathlib import Path
+from typing import Final
 
+_FOLDER: Final = Path(__file__).parent / "scripts"
 _USES = re.compile(r"^-- USES +(.+)$", re.MULTILINE)
 _NEST, _END_NEST = "return (function()", "end)()"
 
@@ -34,10 +37,14 @@ class Script:
 
 def load_script(name: str) -> Script:
     """Reads a script and the libraries it uses."""
-    folder = resources.files("conveyor.broker") / "scripts"
-    shebang, _, body = (folder / f"{name}.lua").read_text().partition("\n")
+    shebang, _, body = (_FOLDER / f"{name}.lua").read_text().partition("\n")
     uses = _USES.search(body)
     libraries = uses.group(1).split() if uses else []
-    parts = [(folder / "lib" / f"{library}.lua").read_text() + _NEST for library in libraries]
+    parts = [_read_library(library) + _NEST for library in libraries]
     source = "\n".join([shebang, *parts, body, *[_END_NEST] * len(parts)])
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+@cache
+def _read_library(name: str) -> str:
+    return (_FOLDER / "lib" / f"{name}.lua").read_text()

@@ -9,46 +9,29 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 import redis
 
-from conveyor.cli import beat, call, demo, server, status, worker
 from conveyor.cli.parsing import Exit, Parser, add_app, version
 from conveyor.errors import BrokerUnavailable, ConfigurationError, ConveyorError
 from conveyor.escaping import escaped
 from conveyor.spelling import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+    from types import ModuleType
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
-    """One command.
-
-    Attributes:
-        summary: What it does, in a few words.
-        parser: Makes its parser.
-        run: Does it and gives the exit code; gets the parsed arguments, all of them as they were
-            given in `arguments`.
-    """
-
-    summary: str
-    parser: Callable[[], Parser]
-    run: Callable[[argparse.Namespace], int]
-
-
-COMMANDS: Final[Mapping[str, Command]] = {
-    "worker": Command("run tasks, in child processes", worker.make_parser, worker.run),
-    "beat": Command("only move what comes due to its queue", beat.make_parser, beat.run),
-    "status": Command("count tasks, list workers", status.make_parser, status.run),
-    "call": Command("send a task, and wait for its result", call.make_parser, call.run),
-    "server": Command(
-        "start, stop or describe the embedded server", server.make_parser, server.run
-    ),
-    "demo": Command("see it work on real input, no app needed", demo.make_parser, demo.run),
+#: Name and what it does; each is a module here, which makes its parser and runs it.
+COMMANDS: Final[Mapping[str, str]] = {
+    "worker": "run tasks, in child processes",
+    "beat": "only move what comes due to its queue",
+    "status": "count tasks, list workers",
+    "call": "send a task, and wait for its result",
+    "server": "start, stop or describe the embedded server",
+    "demo": "see it work on real input, no app needed",
 }
 
 _EXAMPLES = (
@@ -93,15 +76,21 @@ def _run(arguments: Sequence[str]) -> int:
     if found.command is None:
         parser.print_help()
         return Exit.USAGE
-    command = COMMANDS.get(found.command)
-    if command is None:
+    if found.command not in COMMANDS:
         meant = nearest(found.command, COMMANDS)
         parser.error(f"there is no command {found.command!r}: did you mean {meant!r}?")
-    options = command.parser().read(found.rest)
+    command = load_command(found.command)
+    options = command.make_parser().read(found.rest)
     if getattr(options, "app", None) is None:
         options.app = found.app
     options.arguments = arguments
-    return command.run(options)
+    code: int = command.run(options)
+    return code
+
+
+def load_command(name: str) -> ModuleType:
+    """The module of one of `COMMANDS`; the others, and what they import, cost no time."""
+    return import_module(f"conveyor.cli.{name}")
 
 
 def _make_parser() -> Parser:
@@ -112,7 +101,7 @@ def _make_parser() -> Parser:
     add_app(parser)
     parser.add_argument("--version", action="version", version=f"conveyor {version()}")
     width = max(map(len, COMMANDS)) + 2
-    listing = [f"  {name:{width}}{command.summary}" for name, command in COMMANDS.items()]
+    listing = [f"  {name:{width}}{summary}" for name, summary in COMMANDS.items()]
     parser.description = "\n".join([parser.description or "", "", "commands:", *listing])
     parser.add_argument("command", metavar="COMMAND", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("rest", metavar="...", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
