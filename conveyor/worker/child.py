@@ -18,8 +18,9 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+from conveyor.worker.exit import end_process, exit_with
 from conveyor.worker.hooks import Hooks
-from conveyor.worker.lanes import AsyncLane, SyncLane, end_process, exit_with
+from conveyor.worker.lanes import AsyncLane, SyncLane
 from conveyor.worker.loans import Loans
 from conveyor.worker.runner import Runner
 from conveyor.worker.signals import ignore, let_through

@@ -20,15 +20,15 @@ import asyncio
 import contextlib
 import ctypes
 import logging
-import os
 import socket
 import sys
 import threading
 import traceback
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 from conveyor.context import enter, leave
 from conveyor.errors import TaskCancelled, TaskTimeout
+from conveyor.worker.exit import end_process
 from conveyor.worker.frames import SHOWN, JobFrame, StopFrame, receive_job
 from conveyor.worker.runner import CANCELLED
 
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("conveyor.child")
 
-#: With which a child exits that cannot go on.
-FAILED: Final = 70
 _NOBODY: Final = 0
 
 
@@ -321,25 +319,6 @@ class AsyncLane:
         del ending
         self._running.pop(run.job.sequence, None)
         self._free.append(run.slot)
-
-
-def end_process() -> NoReturn:
-    """Ends this child for the exception that is being handled, wherever it came up."""
-    try:
-        log.exception("child %d failed", os.getpid())
-    finally:
-        exit_with(FAILED)
-
-
-def exit_with(code: int) -> NoReturn:
-    """Ends this process as it stands, once it has said what it had to say."""
-    try:
-        logging.shutdown()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none at all
-                stream.flush()
-    finally:
-        os._exit(code)
 
 
 def _print_stack(task: asyncio.Task[None]) -> None:

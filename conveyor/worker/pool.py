@@ -18,6 +18,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from conveyor.worker.child import Ends, Work, run_child
+from conveyor.worker.exit import flush_output
 from conveyor.worker.frames import (
     SHOWN,
     OutcomeFrame,
@@ -30,7 +31,7 @@ from conveyor.worker.frames import (
 )
 from conveyor.worker.job import ASYNC, SYNC
 from conveyor.worker.lending import MOST_SUSPENDED, Lending
-from conveyor.worker.process import Child, Death, Lane, flush_output
+from conveyor.worker.process import Child, Death, Lane
 from conveyor.worker.signals import held_back
 from conveyor.worker.slots import Slots
 

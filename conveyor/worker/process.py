@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -194,13 +193,6 @@ class Child:
         self.slots.close()
         if self.pidfd >= 0:
             os.close(self.pidfd)
-
-
-def flush_output() -> None:
-    """Writes out what is buffered, of which each child would write a copy."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none at all
-            stream.flush()
 
 
 def _reason(status: int | None) -> str:
