@@ -134,8 +134,16 @@ def _set_signals(sync: SyncLane) -> None:
     signal.signal(signal.SIGTERM, ignore)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     signal.signal(signal.SIGUSR2, sync.on_signal)
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    faulthandler.register(signal.SIGUSR1, file=_error_output(), all_threads=True)
     let_through()
+
+
+def _error_output() -> int:
+    """Its descriptor; the process's own where somebody has put another object in its place."""
+    try:
+        return sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):
+        return 2
 
 
 def _die_with(parent: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,8 @@ class Lane:
 
     def close(self) -> None:
         """Closes both ends: the child reads end of file once it has read the rest."""
+        with contextlib.suppress(OSError):  # closed already
+            self.near.shutdown(socket.SHUT_WR)  # whoever else was forked has a copy of it open
         self.near.close()
         self.far.close()
 

@@ -81,7 +81,7 @@ class Worker:
         *,
         threads: int | None = None,
         coroutines: int | None = None,
-        grace: float | None = None,
+        grace: Duration | None = None,
         max_tasks_per_child: float | None = None,
         max_memory_per_child: int | str | None = None,
         beat: bool | None = None,
@@ -162,17 +162,18 @@ class Worker:
         """Takes tasks again."""
         self._ask(lambda supervisor: supervisor.pause(False))
 
-    def shutdown(self, kill: bool = False, timeout: float | None = None) -> None:
+    def shutdown(self, kill: bool = False, timeout: Duration | None = None) -> None:
         """Ends the worker, and waits for its end; not in a callback, which it would wait for.
 
         Args:
             kill: Ends what runs now instead of within the grace; it goes back uncounted.
-            timeout: Most seconds to wait for the end; None waits for ever.
+            timeout: Most seconds to wait for the end, or a timedelta; None waits for ever.
         """
+        ms = None if timeout is None else to_ms(timeout, "timeout")
         self._ask(self._kill if kill else Supervisor.shut_down)
         own = self._loop_thread is threading.current_thread() or self._teller.is_current()
         if self._loop_thread is not None and not own:
-            self._ended.wait(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+            self._ended.wait(None if ms is None else min(ms / 1000, threading.TIMEOUT_MAX))
 
     def _run_with_signals(self, supervisor: Supervisor) -> None:
         with Signals(_SIGNALS) as signals:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import resource
 import signal
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -149,6 +152,25 @@ def shutdown_waits_wherever_the_worker_runs() -> None:
     thread.join(SOON)
 
 
+def two_workers_end_in_the_order_of_their_start() -> None:
+    workers = [Worker(app, concurrency=1, grace=timedelta(days=1)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    assert add.delay(1, 2).wait(SOON) == 3
+    for left, worker in ((1, workers[0]), (0, workers[1])):
+        worker.shutdown(timeout=timedelta(seconds=SOON))
+        assert len(status().workers) == left
+
+
+def a_worker_works_while_the_error_output_is_replaced() -> None:
+    for replaced in (io.StringIO(), None):
+        with contextlib.redirect_stderr(replaced):
+            worker = Worker(app, concurrency=1)
+            worker.start()
+            assert add.delay(1, 2).wait(SOON) == 3
+            worker.shutdown()
+
+
 def shutdown_that_kills_gives_back_what_runs() -> None:
     worker = Worker(app, concurrency=1)
     worker.start()
@@ -247,6 +269,8 @@ SCENARIOS = [
     pause_lets_a_run_go_on_that_waited,
     callbacks_may_pause_resume_and_shut_down,
     shutdown_waits_wherever_the_worker_runs,
+    two_workers_end_in_the_order_of_their_start,
+    a_worker_works_while_the_error_output_is_replaced,
     shutdown_that_kills_gives_back_what_runs,
     any_thread_may_ask_any_number_of_times,
     a_worker_works_once,
