@@ -77,8 +77,15 @@ class Client:
         return self._outcomes.get()
 
     def decode(self, queue: str, task_id: str, found: Snapshot) -> TaskRecord:
-        """Turns what the server has into a record."""
-        return decode_task(task_id, queue, found.record, found.extras, self.codec)
+        """Turns what the server has into a record; what cannot be read in it is `REDACTED`."""
+        try:
+            return decode_task(task_id, queue, found.record, found.extras, self.codec)
+        except SerializationError as error:
+            record = decode_task(
+                task_id, queue, found.record, found.extras, self.codec, reveal=False
+            )
+            log.warning("task %r on queue %r is shown in part: %s", task_id, queue, error)
+            return record
 
     def decode_claimed(self, queue: str, task_id: str, record: bytes) -> TaskRecord:
         """Turns what a worker has claimed into a record, with what earlier runs left beside it."""

@@ -31,3 +31,22 @@ def unpack(data: bytes, what: str, *, raw: bool = False) -> Any:
         return _msgpack.unpackb(data, raw=raw, unicode_errors="replace")
     except (ValueError, TypeError) as error:
         raise SerializationError(f"{what} cannot be read: {error}") from error
+
+
+def pack_error(kind: str, message: str, traceback: str = "") -> bytes:
+    """How an error travels: as text, never as a class to rebuild."""
+    return pack([kind, message, traceback])
+
+
+def unpack_error(data: bytes) -> tuple[str, str, str]:
+    """The error's type, message and traceback."""
+    kind, message, traceback = unpack(data, "an error")
+    return str(kind), str(message), str(traceback)
+
+
+def read_error(data: bytes | None) -> tuple[str | None, str | None]:
+    """An error as records have it: type and message in one text, and the traceback."""
+    if not data:
+        return None, None
+    kind, message, traceback = unpack_error(data)
+    return (f"{kind}: {message}" if message else kind), traceback or None

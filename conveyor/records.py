@@ -20,7 +20,7 @@ from conveyor.backoff import DEFAULT_BACKOFF, Backoff
 from conveyor.errors import PayloadTooLarge, SerializationError
 from conveyor.moments import from_ms
 from conveyor.packed_options import Options
-from conveyor.packing import pack, unpack
+from conveyor.packing import pack, read_error, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,7 +54,7 @@ class Redacted:
         return "<redacted>"
 
 
-#: In place of arguments and results that are not shown, or were too large to travel with an event.
+#: In place of values that are not shown, cannot be read, or were too large to travel with an event.
 REDACTED: Final = Redacted()
 
 _NEVER = bytes(6)
@@ -120,7 +120,8 @@ class TaskRecord:
     """An immutable snapshot of a task, as the server had it when it was read.
 
     Moments are aware datetimes in UTC by the server's clock, durations are seconds, and a limit of
-    ``math.inf`` means unlimited.
+    ``math.inf`` means unlimited. Where a value cannot be read here, all arguments and the result
+    are `REDACTED`.
     """
 
     id: str
@@ -295,25 +296,6 @@ def result_of(record: bytes) -> bytes | None:
     return record[HEADER.size + name_length + payload_length :]
 
 
-def pack_error(kind: str, message: str, traceback: str = "") -> bytes:
-    """How an error travels: as text, never as a class to rebuild."""
-    return pack([kind, message, traceback])
-
-
-def unpack_error(data: bytes) -> tuple[str, str, str]:
-    """The error's type, message and traceback."""
-    kind, message, traceback = unpack(data, "an error")
-    return str(kind), str(message), str(traceback)
-
-
-def read_error(data: bytes | None) -> tuple[str | None, str | None]:
-    """An error as records have it: type and message in one text, and the traceback."""
-    if not data:
-        return None, None
-    kind, message, traceback = unpack_error(data)
-    return (f"{kind}: {message}" if message else kind), traceback or None
-
-
 def decode_task(
     task_id: str,
     queue: str,
@@ -331,7 +313,8 @@ def decode_task(
         record: The record; one that is not revealed may have been cut after its options.
         extras: The hash beside it.
         codec: For what users passed in.
-        reveal: Whether arguments and result are decoded; otherwise they are `REDACTED`.
+        reveal: Whether arguments and result are decoded; otherwise they are `REDACTED`, as is other
+            data that cannot be.
 
     Raises:
         SerializationError: The record or something in it cannot be decoded.
@@ -345,7 +328,7 @@ def decode_task(
     options = Options.unpack(payload.options)
     args, kwargs = codec.decode_call(payload.call) if reveal else _HIDDEN_CALL
     status = _status(state)
-    attempts, error, progress, data = _read_beside(extras, codec)
+    attempts, error, progress, data = _read_beside(extras, codec, reveal)
     result = None
     encoded = result_of(record)
     if encoded is not None:
@@ -389,25 +372,30 @@ def decode_task(
 
 
 def _read_beside(
-    extras: Mapping[bytes, bytes], codec: Codec
+    extras: Mapping[bytes, bytes], codec: Codec, reveal: bool
 ) -> tuple[tuple[Attempt, ...], tuple[str | None, str | None], Any, Any]:
     """The attempts, the last error, the progress and the data."""
     try:
         return (
             _attempts(extras),
             read_error(extras.get(b"e")),
-            _optional(codec, extras.get(b"p")),
-            _optional(codec, extras.get(b"d")),
+            _optional(codec, extras.get(b"p"), reveal),
+            _optional(codec, extras.get(b"d"), reveal),
         )
     except (TypeError, ValueError, struct.error) as error:
         raise SerializationError(f"what lies beside the record cannot be read: {error}") from error
 
 
-def _optional(codec: Codec, data: bytes | None) -> Any:
+def _optional(codec: Codec, data: bytes | None, reveal: bool) -> Any:
     """Nothing, what was too large to travel, or a value."""
     if not data:
         return None if data is None else REDACTED
-    return codec.decode(data)
+    try:
+        return codec.decode(data)
+    except SerializationError:
+        if reveal:
+            raise
+        return REDACTED
 
 
 def _limit(value: int) -> float:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from conveyor.broker import commands
 from conveyor.broker.commands import Command, Maintained, NewTask, Settled, Settlement
 from conveyor.moments import from_ms
-from conveyor.records import UNLIMITED, Limits, Template, pack_error
+from conveyor.packing import pack_error
+from conveyor.records import UNLIMITED, Limits, Template
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

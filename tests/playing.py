@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from engine import Engine, Lease, Worker
 from servers import wait_until
 
-from conveyor.records import pack_error, payload_of
+from conveyor.packing import pack_error
+from conveyor.records import payload_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator

@@ -21,7 +21,7 @@ from conveyor.errors import (
     TaskFailed,
     WaitTimeout,
 )
-from conveyor.records import pack_error
+from conveyor.packing import pack_error
 
 TREE = re.compile(r"^    (?P<indent>[│├└─ ]*)(?P<name>\w+)\b(?P<text>.*)$", re.MULTILINE)
 ALL = {

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from conveyor.broker.commands import Verdict
 from conveyor.moments import from_ms
-from conveyor.records import TaskStatus, read_error
+from conveyor.packing import read_error
+from conveyor.records import TaskStatus
 from conveyor.worker.aftermath import ERRORS, after_run
 from conveyor.worker.side import SideThread
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from conveyor.backoff import DEFAULT_BACKOFF
 from conveyor.errors import SerializationError, TaskTimeout
 from conveyor.packed_options import Options
-from conveyor.records import HEADER, pack_error, payload_of
+from conveyor.packing import pack_error
+from conveyor.records import HEADER, payload_of
 from conveyor.worker.runner import CANCELLED, may_retry, timeout_error
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from conveyor.packing import read_error
 from conveyor.plugins import report
-from conveyor.records import TaskStatus, read_error
+from conveyor.records import TaskStatus
 from conveyor.worker.aftermath import ERRORS, after_run
 from conveyor.worker.frames import Outcome
 

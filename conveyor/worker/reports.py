@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from conveyor.broker.commands import Verdict
 from conveyor.escaping import escaped
-from conveyor.records import unpack_error
+from conveyor.packing import unpack_error
 from conveyor.worker.frames import Outcome, OutcomeFrame
 
 if TYPE_CHECKING:

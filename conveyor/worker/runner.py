@@ -14,6 +14,7 @@ import random
 import time
 import traceback
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from conveyor.backoff import DEFAULT_BACKOFF
@@ -21,7 +22,8 @@ from conveyor.context import Context
 from conveyor.errors import PayloadTooLarge, Retry, TaskCancelled, TaskTimeout
 from conveyor.moments import LONGEST_MS
 from conveyor.packed_options import Options
-from conveyor.records import LEASE, pack_error, payload_of
+from conveyor.packing import pack_error
+from conveyor.records import LEASE, payload_of
 from conveyor.worker.frames import INLINE, JobFrame, Outcome, OutcomeFrame, send_outcome
 
 if TYPE_CHECKING:
@@ -268,7 +270,9 @@ class Runner:
     def _choose(self, run: Run, what: str, choose: Callable[[], Any]) -> float:
         """The delay that a task chooses, which may be anything, as long as it is one."""
         try:
-            return min(max(0.0, float(choose())), LONGEST_DELAY)
+            delay = choose()
+            seconds = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
+            return min(max(0.0, seconds), LONGEST_DELAY)
         except BaseException:
             name = run.definition.name
             run.context.log.exception("the %s of %s failed: the default is used", what, name)

@@ -9,7 +9,7 @@ import pytest
 from engine import Engine
 from servers import Server, wait_until
 
-from conveyor import TaskFailed, TaskStatus
+from conveyor import REDACTED, TaskFailed, TaskStatus
 
 from .lab import SOON, Lab
 
@@ -179,6 +179,11 @@ def test_24_payload_that_cannot_be_used_fails_its_task_alone(lab: Lab) -> None:
         expected = b"TypeError" if "argument" in task_id else b"SerializationError"
         assert error is not None, task_id
         assert expected in error, task_id
+        with pytest.raises(TaskFailed, match=expected.decode()):
+            lab.app.result(task_id).wait(SOON)
+    records = lab.app.manager().get_tasks_by_id(BAD_PAYLOADS)
+    assert [one and one.status for one in records] == [TaskStatus.FAILED] * len(BAD_PAYLOADS)
+    assert lab.app.result("no msgpack").task().args == REDACTED
     assert lab.status().failed == len(BAD_PAYLOADS)
 
 

@@ -8,7 +8,7 @@ from conveyor import REDACTED
 from conveyor.broker import commands
 from conveyor.events import decode_event
 from conveyor.packed_options import Options
-from conveyor.records import pack_error
+from conveyor.packing import pack_error
 
 from .ear import Ear
 

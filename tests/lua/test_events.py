@@ -9,7 +9,8 @@ import pytest
 
 from conveyor import REDACTED, EventType, TaskStatus
 from conveyor.broker import commands
-from conveyor.records import HEADER, Flag, pack_error
+from conveyor.packing import pack_error
+from conveyor.records import HEADER, Flag
 
 if TYPE_CHECKING:
     from collections.abc import Callable

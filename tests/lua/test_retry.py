@@ -9,7 +9,8 @@ import pytest
 from engine import ERROR, Engine, Worker, ids
 
 from conveyor import TaskStatus
-from conveyor.records import UNLIMITED, pack_error
+from conveyor.packing import pack_error
+from conveyor.records import UNLIMITED
 
 STALLED = pack_error("TaskStalled", "its child died")
 

@@ -7,7 +7,7 @@ from engine import Engine, Worker, ids
 
 from conveyor import TaskStatus
 from conveyor.broker import commands
-from conveyor.records import pack_error
+from conveyor.packing import pack_error
 
 ERROR = pack_error("ValueError", "no", "Traceback")
 

@@ -7,7 +7,7 @@ from engine import Engine, Lease, Worker, ids, leases, settlement
 
 from conveyor import TaskStatus
 from conveyor.broker.commands import Verdict
-from conveyor.records import pack_error
+from conveyor.packing import pack_error
 
 ERROR = pack_error("ValueError", "no", "line 1\nline 2")
 OUTCOMES = [

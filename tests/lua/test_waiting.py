@@ -13,7 +13,8 @@ from servers import wait_until
 from conveyor import TaskCancelled, TaskFailed, TaskNotFound, WaitTimeout
 from conveyor.broker import commands
 from conveyor.broker.commands import Snapshot
-from conveyor.records import Flag, pack_error
+from conveyor.packing import pack_error
+from conveyor.records import Flag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
