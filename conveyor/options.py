@@ -80,7 +80,7 @@ class TaskOptions(RunOptions, RecurringOptions, total=False):
     """Options of a task: `@app.task(...)`."""
 
     name: str
-    backoff: Backoff | Strategy | Callable[[TaskRecord, BaseException], float]
+    backoff: Backoff | Strategy | Callable[[TaskRecord, BaseException], Duration]
     retry_on: type[BaseException] | Sequence[type[BaseException]]
     no_retry_on: type[BaseException] | Sequence[type[BaseException]]
 

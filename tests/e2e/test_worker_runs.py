@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -86,6 +87,13 @@ def test_backoff_of_a_call_goes_before_the_function_of_the_task(lab: Lab) -> Non
     default = exponential(1, maximum=300, jitter=0.1)
     result = lab.tasks.flaky_never.options(error_retry_limit=1, backoff=default).delay(1)
     assert result.wait(SOON) == 2
+
+
+def test_backoff_may_be_a_timedelta(lab: Lab) -> None:
+    result = lab.tasks.flaky_tomorrow.options(error_retry_limit=1).delay(1)
+    wait_until(lambda: result.status is TaskStatus.SCHEDULED, "scheduled", seconds=SOON)
+    record = result.task()
+    assert record.enqueue_after - record.created_at >= timedelta(days=1)
 
 
 def test_backoff_without_end_waits_without_end(lab: Lab) -> None:

@@ -13,6 +13,7 @@ import ctypes
 import os
 import subprocess
 import time
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -312,6 +313,10 @@ def _never(_record: TaskRecord, _error: BaseException) -> float:
     return float("inf")
 
 
+def _tomorrow(_record: TaskRecord, _error: BaseException) -> timedelta:
+    return timedelta(days=1)
+
+
 def _nan(_record: TaskRecord, _error: BaseException) -> float:
     return float("nan")
 
@@ -346,7 +351,7 @@ class Tasks:
             self._declare(app, known, function, bind=True)
         choosy = {"retry_on": (ValueError, OSError), "no_retry_on": [FileNotFoundError, OSError]}
         self._declare(app, known, flaky, name="choosy", backoff="constant", **choosy)
-        for backoff in (_soon, _never, _nan, _broken):
+        for backoff in (_soon, _never, _tomorrow, _nan, _broken):
             self._declare(app, known, flaky, name=f"flaky{backoff.__name__}", backoff=backoff)
 
     def __getattr__(self, name: str) -> Any:
