@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Iterable
 from datetime import tzinfo
+from functools import partial
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -192,11 +193,11 @@ class Conveyor:
         """
         self.client.plugins.register(plugins)
 
-    def result(self, task_id: str, queue: str | None = None) -> TaskResult[Any]:
+    def result(self, id: str, queue: str | None = None) -> TaskResult[Any]:
         """A handle of a task that was sent before, from its id.
 
         Args:
-            task_id: The task's id.
+            id: The task's id.
             queue: The queue it was sent to; None is the app's.
 
         Raises:
@@ -204,7 +205,7 @@ class Conveyor:
             ConfigurationError: No task or queue can be called so.
         """
         queue = self.queue if queue is None else check_name(queue, "queue")
-        return result_by_id(self.client, queue, task_id)
+        return result_by_id(self.client, queue, id)
 
     def map(self, calls: Iterable[Call[R]]) -> list[TaskResult[R]]:
         """Sends many calls, of any tasks, in bounded batches, each atomic; see `Task.map`."""
@@ -379,6 +380,7 @@ class Conveyor:
         check_declared(task)
         self._register(task)
         self.client.codec.register(*annotated_types(function, _calling_frame()))
+        self.client.codec.register_later(partial(annotated_types, function))
         return task
 
     def _register(self, task: BaseTask[..., Any]) -> None:

@@ -53,7 +53,7 @@ from conveyor.forms import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 __all__ = ["Codec", "Opaque", "types_in"]
 
@@ -91,6 +91,7 @@ class Codec:
     def __init__(self, types: Iterable[type] = ()) -> None:
         self._by_type = {form.kind: form for form in BUILTIN}
         self._by_name = {form.name: form for form in BUILTIN}
+        self._later: dict[Callable[[], Iterable[type]], None] = {}
         self.register(*types)
 
     def register(self, *types: type) -> None:
@@ -116,6 +117,14 @@ class Codec:
                 if former:
                     del self._by_type[former.kind]
 
+    def register_later(self, find: Callable[[], Iterable[type]]) -> None:
+        """Register what `find` gives, once a value is met of a type that is not known yet.
+
+        Example:
+            >>> codec.register_later(partial(annotated_types, task))  # classes below the task too
+        """
+        self._later[find] = None
+
     def encode(self, value: object, what: str) -> bytes:
         """Return `value` as bytes; the message of an error begins with `what` it is.
 
@@ -137,7 +146,7 @@ class Codec:
         Raises:
             SerializationError: The bytes are malformed, or a registered type has changed since.
         """
-        reader = _Reader(self._by_name)
+        reader = _Reader(self._form_named)
         try:
             # The lengths it may declare are bounded by its own, which is msgpack's default.
             value = unpackb(
@@ -216,9 +225,7 @@ class Codec:
             return self._lower_dict(value, room - 1)
         if kind is Opaque:
             return self._lower_opaque(value, room - 1)
-        form = self._by_type.get(kind)
-        if form is None:
-            raise Refused(self._why_not(kind))
+        form = self._by_type.get(kind) or self._form_of(kind)
         simpler = self._lower(form.simplify(value), room)
         if kind is set or kind is frozenset:
             simpler = sorted(simpler, key=_pack)  # equal sets give equal bytes
@@ -240,6 +247,25 @@ class Codec:
         if form.name in BUILTIN_NAMES:
             raise Refused(f"Opaque of the builtin type {value.type!r}; send the value itself")
         return form.mark, self._lower(value.value, room)
+
+    def _form_of(self, kind: type) -> Form:
+        self._register_rest()
+        form = self._by_type.get(kind)
+        if form is None:
+            raise Refused(self._why_not(kind))
+        return form
+
+    def _form_named(self, name: bytes) -> Form:
+        form = self._by_name.get(name)
+        if form is None:
+            self._register_rest()
+            form = self._by_name.get(name) or opaque_form(name.decode())
+        return form
+
+    def _register_rest(self) -> None:
+        for find in tuple(self._later):
+            self.register(*find())
+            self._later.pop(find, None)
 
     def _why_not(self, kind: type) -> str:
         """Return why a value of this type is refused, and what to do."""
@@ -291,14 +317,14 @@ def _pack(lowered: Any) -> bytes:
 class _Reader:
     """The hooks of one decoding; `unread` counts the marks whose node has not ended."""
 
-    by_name: dict[bytes, Form]
+    form_named: Callable[[bytes], Form]
     unread: int = 0
 
     def read_ext(self, code: int, data: bytes) -> object:
         if code != MARK:
             return Opaque(f"ext:{code}", data)
         self.unread += 1
-        return self.by_name.get(data) or opaque_form(data.decode())
+        return self.form_named(data)
 
     def read_list(self, items: list[Any]) -> Any:
         if len(items) != 2 or type(items[0]) is not Form:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conveyor import Conveyor
 from conveyor.errors import ConfigurationError
 from conveyor.signature import Signature, annotated_types
 
@@ -151,6 +152,27 @@ def test_an_annotation_that_cannot_be_resolved_names_none() -> None:
         raise NotImplementedError
 
     assert annotated_types(draw) == {Point, Color}
+
+
+EARLY = Conveyor("early", broker="redis://127.0.0.1:1/0")
+
+
+@EARLY.task
+def show(shape: Shape) -> None: ...
+
+
+@dataclass
+class Shape:
+    corner: Corner
+
+
+@dataclass
+class Corner:
+    x: int
+
+
+def test_annotations_may_name_types_that_come_after_the_task() -> None:
+    assert show.call(Shape(Corner(1))).pack()
 
 
 def test_what_has_no_annotations_names_none() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -66,6 +67,23 @@ def test_registering_again_changes_nothing_and_fields_types_come_along() -> None
     trip(codec, Opaque("gone:Type", 1))
     codec.register(Opaque)
     trip(codec, Opaque("gone:Type", 1))
+
+
+def test_types_are_looked_for_once_when_one_is_missed() -> None:
+    line, asked = Line(Point(1)), count()
+
+    def find() -> list[type]:
+        assert next(asked) == 0
+        return [Line]
+
+    known, writer, reader = Codec([Line]), Codec(), Codec()
+    for codec in known, writer:
+        codec.register_later(find)
+    trip(known, line)
+    trip(writer, line)
+    trip(writer, Opaque("gone:Type", 1))
+    reader.register_later(lambda: [Line])
+    assert reader.decode(writer.encode(line, "the result")) == line
 
 
 def test_class_defined_anew_takes_the_place_of_the_former() -> None:
