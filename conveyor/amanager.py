@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from conveyor.recurring import list_entries
 from conveyor.result import await_record
-from conveyor.sending import asend_all
+from conveyor.sending import asend_all, in_turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -73,25 +73,27 @@ class AsyncManager:
 
     async def enqueue_tasks(self, tasks: Iterable[Mapping[str, Any]]) -> list[TaskResult[Any]]:
         """Sends many in bounded batches, each atomic."""
-        return await asend_all(self._client, self._queue.calls(tasks, later=False))
+        calls = await in_turns(self._queue.call_reader(later=False), tasks)
+        return await asend_all(self._client, calls)
 
     async def schedule_tasks(self, tasks: Iterable[Mapping[str, Any]]) -> list[TaskResult[Any]]:
         """Sends many to be queued later, as `enqueue_tasks` does; each with `at` or `after`."""
-        return await asend_all(self._client, self._queue.calls(tasks, later=True))
+        calls = await in_turns(self._queue.call_reader(later=True), tasks)
+        return await asend_all(self._client, calls)
 
     # Single tasks.
 
     async def on_task_complete(
         self,
-        task_id: str,
+        id: str,
         timeout: Duration | None = None,  # noqa: ASYNC109
     ) -> TaskRecord:
         """Waits until a task has ended, however it ended, and returns its record."""
-        return await await_record(self._queue.result(task_id), timeout)
+        return await await_record(self._queue.result(id), timeout)
 
-    async def get_task_by_id(self, task_id: str) -> TaskRecord | None:
+    async def get_task_by_id(self, id: str) -> TaskRecord | None:
         """A snapshot of a task, or None when there is no such task (any more)."""
-        return (await self._client.adrive(self._queue.read([task_id])))[0]
+        return (await self._client.adrive(self._queue.read([id])))[0]
 
     async def get_tasks_by_id(self, ids: Iterable[str]) -> list[TaskRecord | None]:
         """Snapshots of tasks, in the order of the ids; None where there is none."""
@@ -103,17 +105,17 @@ class AsyncManager:
         """Snapshots of the tasks of one status."""
         return await self._client.adrive(self._queue.listing(status, offset, limit))
 
-    async def cancel_task_by_id(self, task_id: str) -> bool:
+    async def cancel_task_by_id(self, id: str) -> bool:
         """Cancels a task; see `TaskResult.cancel`."""
-        return await self._queue.result(task_id).acancel()
+        return await self._queue.result(id).acancel()
 
-    async def retry_task_by_id(self, task_id: str) -> bool:
+    async def retry_task_by_id(self, id: str) -> bool:
         """Queues an ended task once more, whether it failed, succeeded or was cancelled."""
-        return await self._client.adrive(self._queue.retry(task_id))
+        return await self._client.adrive(self._queue.retry(id))
 
-    async def remove_task_by_id(self, task_id: str) -> bool:
+    async def remove_task_by_id(self, id: str) -> bool:
         """Removes a task with all that is known of it, whatever its status."""
-        return await self._client.adrive(self._queue.remove(task_id))
+        return await self._client.adrive(self._queue.remove(id))
 
     # The queue as a whole.
 

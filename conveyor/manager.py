@@ -118,32 +118,32 @@ class Manager:
         Example:
             >>> manager.enqueue_tasks([{"task": add, "args": (1, n)} for n in range(1000)])
         """
-        return send_all(self._client, self._queue.calls(tasks, later=False))
+        return send_all(self._client, [*map(self._queue.call_reader(later=False), tasks)])
 
     def schedule_tasks(self, tasks: Iterable[Mapping[str, Any]]) -> list[TaskResult[Any]]:
         """Sends many to be queued later, as `enqueue_tasks` does; each with `at` or `after`."""
-        return send_all(self._client, self._queue.calls(tasks, later=True))
+        return send_all(self._client, [*map(self._queue.call_reader(later=True), tasks)])
 
     # Single tasks.
 
-    def on_task_complete(self, task_id: str, timeout: Duration | None = None) -> TaskRecord:
+    def on_task_complete(self, id: str, timeout: Duration | None = None) -> TaskRecord:
         """Waits until a task has ended, however it ended, and returns its record.
 
         It never polls, and returns at once when the task has ended already.
 
         Args:
-            task_id: The task's id.
+            id: The task's id.
             timeout: Most seconds to wait, or a timedelta; None waits for ever.
 
         Raises:
             WaitTimeout: It has not ended in time.
             TaskNotFound: There is no such task (any more).
         """
-        return wait_for_record(self._queue.result(task_id), timeout)
+        return wait_for_record(self._queue.result(id), timeout)
 
-    def get_task_by_id(self, task_id: str) -> TaskRecord | None:
+    def get_task_by_id(self, id: str) -> TaskRecord | None:
         """A snapshot of a task, or None when there is no such task (any more)."""
-        return self._client.drive(self._queue.read([task_id]))[0]
+        return self._client.drive(self._queue.read([id]))[0]
 
     def get_tasks_by_id(self, ids: Iterable[str]) -> list[TaskRecord | None]:
         """Snapshots of tasks, in the order of the ids; None where there is none."""
@@ -166,15 +166,15 @@ class Manager:
         """
         return self._client.drive(self._queue.listing(status, offset, limit))
 
-    def cancel_task_by_id(self, task_id: str) -> bool:
+    def cancel_task_by_id(self, id: str) -> bool:
         """Cancels a task; see `TaskResult.cancel`.
 
         Raises:
             TaskNotFound: There is no such task (any more).
         """
-        return self._queue.result(task_id).cancel()
+        return self._queue.result(id).cancel()
 
-    def retry_task_by_id(self, task_id: str) -> bool:
+    def retry_task_by_id(self, id: str) -> bool:
         """Queues an ended task once more, whether it failed, succeeded or was cancelled.
 
         Its retry counters, error, result, progress and expiry are cleared; its attempts and data
@@ -187,9 +187,9 @@ class Manager:
             TaskNotFound: There is no such task (any more).
             QueueFull: The server is out of memory.
         """
-        return self._client.drive(self._queue.retry(task_id))
+        return self._client.drive(self._queue.retry(id))
 
-    def remove_task_by_id(self, task_id: str) -> bool:
+    def remove_task_by_id(self, id: str) -> bool:
         """Removes a task with all that is known of it, whatever its status.
 
         The run of one that is processing is stopped as by a timeout, and what it says is refused.
@@ -198,7 +198,7 @@ class Manager:
         Returns:
             False when there is no such task.
         """
-        return self._client.drive(self._queue.remove(task_id))
+        return self._client.drive(self._queue.remove(id))
 
     # The queue as a whole.
 

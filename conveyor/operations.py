@@ -10,6 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from conveyor.broker import commands
@@ -26,7 +27,7 @@ from conveyor.spelling import nearest
 from conveyor.task import BaseTask, Call, Definition, Task, check_task_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from conveyor.broker.commands import Snapshot
     from conveyor.client import Client, Steps
@@ -103,17 +104,15 @@ class Operations:
         due = due_text(at, after, self.client.timezone, name)
         return self.call(task, args, kwargs, options, due, made)
 
-    def calls(self, items: Iterable[Mapping[str, Any]], *, later: bool) -> list[Call[Any]]:
-        """Calls from mappings of what `enqueue_task` or `schedule_task` takes.
+    def call_reader(self, *, later: bool) -> Callable[[Mapping[str, Any]], Call[Any]]:
+        """Makes a call of a mapping of what `enqueue_task` or `schedule_task` takes.
 
-        Raises:
-            TypeError: One is no mapping, has no task, or a key that does not exist.
+        It raises a TypeError for one that is no mapping, has no task, or a key that does not exist.
         """
-        made: dict[Any, BaseTask[..., Any]] = {}
-        return [self._call_of(item, made, later=later) for item in items]
+        return partial(self._call_of, {}, later=later)
 
     def _call_of(
-        self, item: Mapping[str, Any], made: dict[Any, BaseTask[..., Any]], *, later: bool
+        self, made: dict[Any, BaseTask[..., Any]], item: Mapping[str, Any], *, later: bool
     ) -> Call[Any]:
         known = _CALL_KEYS | _DUE_KEYS if later else _CALL_KEYS
         what = "schedule_tasks()" if later else "enqueue_tasks()"

@@ -7,9 +7,11 @@ many stops them after its batch.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from conveyor.broker import commands
@@ -25,7 +27,7 @@ from conveyor.records import payload_of
 from conveyor.result import TaskResult
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable
 
     from conveyor.broker.commands import Command
     from conveyor.client import Client
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("conveyor.client")
 
 R = TypeVar("R")
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 class Sending(NamedTuple):
@@ -47,7 +51,8 @@ class Sending(NamedTuple):
 
 def send_all(client: Client, calls: list[Call[R]]) -> list[TaskResult[R]]:
     """Sends calls in batches; see `Task.map`."""
-    many = _Many(client, calls, before_enqueue(client, _pack_all(client, calls)))
+    sendings = [_pack(client, call) for call in calls]
+    many = _Many(client, calls, before_enqueue(client, sendings))
     for batch in _batches(many.sendings):
         with many.explained():
             many.take(batch, _send_batch(client, batch))
@@ -56,7 +61,8 @@ def send_all(client: Client, calls: list[Call[R]]) -> list[TaskResult[R]]:
 
 async def asend_all(client: Client, calls: list[Call[R]]) -> list[TaskResult[R]]:
     """The async twin of `send_all`."""
-    many = _Many(client, calls, await abefore_enqueue(client, _pack_all(client, calls)))
+    sendings = await in_turns(partial(_pack, client), calls)
+    many = _Many(client, calls, await abefore_enqueue(client, sendings))
     for batch in _batches(many.sendings):
         with many.explained():
             many.take(batch, await _asend_batch(client, batch))
@@ -130,11 +136,20 @@ class _Many(Generic[R]):
         )
 
 
-def _pack_all(client: Client, calls: list[Call[R]]) -> list[Sending]:
-    for call in calls:
-        if call.task.client is not client:
-            raise ConfigurationError(f"{call.task.name} belongs to another app: map it there")
-    return [call.pack() for call in calls]
+async def in_turns(change: Callable[[S], T], items: Iterable[S]) -> list[T]:
+    """Changes each item; however many there are, the event loop has its turn in between."""
+    changed: list[T] = []
+    for item in items:
+        changed.append(change(item))
+        if len(changed) % BATCH == 0:
+            await asyncio.sleep(0)
+    return changed
+
+
+def _pack(client: Client, call: Call[Any]) -> Sending:
+    if call.task.client is not client:
+        raise ConfigurationError(f"{call.task.name} belongs to another app: map it there")
+    return call.pack()
 
 
 def send(client: Client, sending: Sending) -> TaskResult[Any]:

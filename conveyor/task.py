@@ -27,7 +27,7 @@ from conveyor.options import (
 )
 from conveyor.records import Template
 from conveyor.result import result_by_id
-from conveyor.sending import Sending, asend, asend_all, send, send_all
+from conveyor.sending import Sending, asend, asend_all, in_turns, send, send_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -189,16 +189,16 @@ class BaseTask(Generic[P, R]):
 
     async def amap(self, items: Iterable[tuple[Any, ...] | Call[R]]) -> list[TaskResult[R]]:
         """The async twin of `map`."""
-        return await asend_all(self.client, [self._as_call(item) for item in items])
+        return await asend_all(self.client, await in_turns(self._as_call, items))
 
-    def result(self, task_id: str) -> TaskResult[R]:
+    def result(self, id: str) -> TaskResult[R]:
         """A handle of a task that was sent before, from its id.
 
         Raises:
             TypeError: The id is no text.
             ConfigurationError: No task can have it.
         """
-        return result_by_id(self.client, self.plan().queue, task_id)
+        return result_by_id(self.client, self.plan().queue, id)
 
     def plan(self) -> Plan:
         """The options of calls made through this task, checked."""

@@ -248,7 +248,7 @@ def test_tasks_are_read_by_their_ids(manager: Any) -> None:
     ids = [one.id for one in results]
     records = manager.get_tasks_by_id([*ids, "gone"])
     assert [one and one.id for one in records] == [*ids, None]
-    assert manager.get_task_by_id("gone") is None
+    assert manager.get_task_by_id(id="gone") is None
     assert manager.get_tasks_by_id([]) == []
 
 

@@ -10,7 +10,7 @@ from engine import Engine
 from playing import SOON, Player, end
 from servers import Proxy, wait_until
 
-from conveyor import BrokerUnavailable, Call, Conveyor, PartialEnqueue
+from conveyor import BrokerUnavailable, Call, Conveyor, PartialEnqueue, SerializationError
 from conveyor.broker.commands import BATCH
 
 if TYPE_CHECKING:
@@ -46,6 +46,35 @@ def test_map_can_be_completed_after_the_server_went_away(server: Server) -> None
         records = [result.task() for result in caught.value.results + rest]
         assert [record.args for record in records] == items
         assert counts(app) == {"queued": 1001}
+
+
+def test_amap_never_blocks_the_loop_however_many_there_are(server: Server) -> None:
+    async def use() -> None:
+        turns = 0
+
+        async def turn() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        turning = asyncio.create_task(turn())
+        async with Conveyor("turns", broker=server.url) as app:
+            task, manager = app.task(keep), app.amanager()
+            many = [(number,) for number in range(10 * BATCH)]
+            for refused, error in (
+                (task.amap([*many, 5]), TypeError),  # type: ignore[list-item]
+                (task.amap([*many, (object(),)]), SerializationError),
+                (manager.enqueue_tasks([*({"task": task} for _ in many), {}]), TypeError),
+            ):
+                turns = 0
+                with pytest.raises(error):
+                    await refused
+                assert turns >= 9
+            assert counts(app) == {}
+        turning.cancel()
+
+    asyncio.run(use())
 
 
 def test_so_can_amap(server: Server) -> None:
