@@ -120,6 +120,10 @@ class EmbeddedServer:
         return bool(shares) and users.exists() and shares[-1].is_on(users.stat())
 
 
+class NotReady(BrokerUnavailable):
+    """The server is there and may answer yet: it loads its data, hangs or stops."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Share:
     descriptor: int
@@ -241,7 +245,9 @@ def stop(directory: Path) -> bool:
         elif pid not in (None, asked):
             break  # the one we ended is gone: somebody has started the next
         if time.monotonic() > deadline:
-            raise _unavailable(directory, f"outlives SIGTERM to pid {asked} by {STOPPING:g} s")
+            raise BrokerUnavailable(
+                _story(directory, f"outlives SIGTERM to pid {asked} by {STOPPING:g} s")
+            )
         time.sleep(guardian.POLL)
     return asked is not None
 
@@ -347,7 +353,7 @@ def _take_share(directory: Path, deadline: float) -> _Share:
     users = directory / guardian.USERS_LOCK
     while (descriptor := guardian.try_lock(users, shared=True)) is None:
         if time.monotonic() > deadline:
-            raise _unavailable(directory, f"has been stopping for {DEADLINE:g} s")
+            raise NotReady(_story(directory, f"has been stopping for {DEADLINE:g} s"))
         time.sleep(guardian.POLL)
     return _Share(descriptor, os.fstat(descriptor))
 
@@ -360,7 +366,7 @@ def _await_server(directory: Path, deadline: float) -> None:
         if lock is not None:
             if starts == MAX_STARTS:
                 guardian.unlock(lock)
-                raise _unavailable(directory, "did not start")
+                raise BrokerUnavailable(_story(directory, "did not start"))
             _start_guardian(directory, lock)
             starts += 1
         answer = _ask(path, "PING", timeout=max(deadline - time.monotonic(), 0.001))
@@ -368,7 +374,7 @@ def _await_server(directory: Path, deadline: float) -> None:
             return
         if time.monotonic() > deadline:
             cause = "is still loading its data" if answer else "does not answer"
-            raise _unavailable(directory, f"{cause} after {DEADLINE:g} s")
+            raise NotReady(_story(directory, f"{cause} after {DEADLINE:g} s"))
         time.sleep(guardian.POLL)
 
 
@@ -416,11 +422,11 @@ def _ask(path: Path, command: str, *, timeout: float) -> str:
         return ""  # not there yet, or no longer: only our caller knows what that means
 
 
-def _unavailable(directory: Path, problem: str) -> BrokerUnavailable:
+def _story(directory: Path, problem: str) -> str:
     log = directory / guardian.SERVER_LOG
     text = log.read_text(errors="backslashreplace") if log.exists() else ""
     lines = [line for line in text.splitlines() if line][-4:]
-    return BrokerUnavailable(
+    return (
         f"the embedded server in {directory} {problem}; the end of its log {log}: "
         f"{' / '.join(lines) or 'nothing'}; mend that, or use another server: broker= or "
         "CONVEYOR_BROKER"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conveyor.broker.connect import TRANSIENT
+from conveyor.broker.embedded import NotReady
 from conveyor.cli.apps import find_app
 from conveyor.cli.logs import set_up_logs
 from conveyor.cli.parsing import Exit, Parser, add_app, add_logs, setting, version
@@ -74,11 +75,10 @@ def make_parser() -> Parser:
     return parser
 
 
-def add_queues(parser: argparse.ArgumentParser, text: str) -> None:
-    """Adds ``-Q``."""
-    parser.add_argument(
-        "-Q", "--queues", metavar="QUEUES", help=f"{text} (default: the app's queue)"
-    )
+def add_queues(parser: argparse.ArgumentParser, text: str, *more: str) -> None:
+    """Adds ``-Q``; its default is the app's queue, and what else there is."""
+    default = " ".join(["the app's queue", *more])
+    parser.add_argument("-Q", "--queues", metavar="QUEUES", help=f"{text} (default: {default})")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -102,12 +102,12 @@ def run(options: argparse.Namespace) -> int:
         beat=options.beat,
         burst=options.burst,
     )
+    _set_signals(lambda *_: worker.shutdown())  # while the worker does not listen yet, or no more
     check_server(app)
     if kind == "text":
         print(_banner(app, worker.plan), file=sys.stderr, flush=True)
     else:
-        log.info("worker of %s on %s", app.name, app.client.broker.server.address)
-    _set_signals(lambda *_: worker.shutdown())  # while the worker does not listen yet, or no more
+        log.info("worker of %s on %s", app.name, describe_server(app))
     with app:
         worker.run()
     _set_signals(signal.SIG_IGN)
@@ -123,13 +123,13 @@ def check_server(app: Conveyor) -> None:
     """Connects, so that a server we cannot use is found at once; one that is down may be up soon.
 
     Raises:
-        BrokerUnavailable: It is too old, or there is none to embed.
+        BrokerUnavailable: It is too old, or there is none to embed, or that does not start.
         ConfigurationError: The broker's URL is not valid.
         redis.RedisError: It refuses us for good.
     """
     try:
         app.client.broker.server.client()
-    except TRANSIENT:
+    except (*TRANSIENT, NotReady):
         log.debug("the server is down; the worker's loop says so and goes on trying")
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from typing import TYPE_CHECKING
 
 import pytest
 from servers import Server, wait_until
+from workers import TASKS
 
 if TYPE_CHECKING:
     from workers import Project
@@ -122,6 +124,24 @@ def test_a_server_that_is_down_is_waited_for(project: Project) -> None:
     assert done == (0, "3\n", "")
 
 
+def test_an_embedded_server_that_does_not_answer_yet_is_waited_for(project: Project) -> None:
+    project.env = {}
+    assert project.conveyor("-A", "myapp", "server", "start").code == 0
+    status = json.loads(project.conveyor("-A", "myapp", "server", "status", "--json").out)
+    os.kill(status["pid"], signal.SIGSTOP)
+    try:
+        with project.worker("-c", "1") as worker:
+            worker.wait_for("does not answer after")
+            os.kill(status["pid"], signal.SIGCONT)
+            worker.wait_for("is back")
+            done = project.conveyor("-A", "myapp", "call", "add", "1", "2", "--wait=30")
+            assert worker.stop() == 0
+    finally:
+        os.kill(status["pid"], signal.SIGCONT)
+        assert project.conveyor("-A", "myapp", "server", "stop").code == 0
+    assert done == (0, "3\n", "")
+
+
 def test_a_server_that_refuses_is_not_waited_for(project: Project) -> None:
     with Server(config={"databases": "1"}) as server:
         url = server.url.removesuffix("/0") + "/5"
@@ -144,6 +164,12 @@ def test_wrong_queues(project: Project, queues: str, said: str) -> None:
     assert done.code == 2
     assert said in done.err
     assert done.err.count("\n") == 1
+
+
+def test_beat_looks_after_the_queues_of_the_tasks(project: Project) -> None:
+    project.write("myapp.py", TASKS + "app.task(name='late', queue='later')(print)\n")
+    with project.start("-A", "myapp", "beat") as beat:
+        beat.wait_for(f"beat of {project.name}: default, later on redis://")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
