@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from conveyor.broker import commands
 from conveyor.broker.keys import check_name
 from conveyor.broker.link import Link
+from conveyor.errors import ConveyorError
 from conveyor.recurring import Declarer, fire_entry
 
 if TYPE_CHECKING:
@@ -135,7 +136,11 @@ class Orchestrator:
 
     Args:
         app: Whose.
-        queues: Names, in a list or a text with commas; None is the app's queue.
+        queues: Names, in a list or a text with commas; None is the app's queue and those of its
+            tasks.
+
+    Attributes:
+        queues: Their names.
 
     Example:
         >>> Orchestrator(app, ["high", "default"]).run()
@@ -145,15 +150,45 @@ class Orchestrator:
         broker = app.client.broker
         self._server = broker.server
         given = queues.split(",") if isinstance(queues, str) else queues
-        names = [check_name(queue.strip(), "queue") for queue in given or [app.queue]]
-        self._clocks = [Clock(broker.keys(name)) for name in names]
+        self.queues = [check_name(queue.strip(), "queue") for queue in given or _queues_of(app)]
+        self._clocks = [Clock(broker.keys(name)) for name in self.queues]
         self._tasks = app.tasks
         self._stop_read, self._stop_write = socket.socketpair()
-        self._stopped = False
+        self._began = self._stopped = False
         self._thread: threading.Thread | None = None
 
     def run(self) -> None:
-        """Blocks until `stop` is called, from a signal's handler or another thread."""
+        """Blocks until `stop` is called, from a signal's handler or another thread.
+
+        Raises:
+            ConveyorError: It runs, or has run, already.
+        """
+        self._begin()
+        self._run()
+
+    def start(self) -> None:
+        """Runs on a thread of its own.
+
+        Raises:
+            ConveyorError: It runs, or has run, already.
+        """
+        self._begin()
+        self._thread = threading.Thread(target=self._run, name="conveyor-orchestrator", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends `run`, and waits for it if `start` was called."""
+        with contextlib.suppress(OSError):  # closed: it has ended
+            self._stop_write.send(b"!")
+        if self._thread is not None:
+            self._thread.join()
+
+    def _begin(self) -> None:
+        if self._began:
+            raise ConveyorError("an orchestrator works once: make another Orchestrator")
+        self._began = True
+
+    def _run(self) -> None:
         with selectors.DefaultSelector() as selector, self._stop_read, self._stop_write:
             selector.register(self._stop_read, selectors.EVENT_READ, self._note_stop)
             links = self._links(selector)
@@ -167,18 +202,6 @@ class Orchestrator:
                     key.data()
             for link in links:
                 link.close()
-
-    def start(self) -> None:
-        """Runs on a thread of its own."""
-        self._thread = threading.Thread(target=self.run, name="conveyor-orchestrator", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ends `run`, and waits for it if `start` was called."""
-        with contextlib.suppress(OSError):  # closed: it has ended
-            self._stop_write.send(b"!")
-        if self._thread is not None:
-            self._thread.join()
 
     def _links(self, selector: selectors.BaseSelector) -> list[Link]:
         """On a cluster each queue has its own node, elsewhere all share one."""
@@ -207,6 +230,10 @@ class Orchestrator:
     def _note_stop(self) -> None:
         self._stop_read.recv(16)
         self._stopped = True
+
+
+def _queues_of(app: Conveyor) -> list[str]:
+    return sorted({app.queue, *(task.plan().queue for task in app.tasks.values())})
 
 
 def _greet(clocks: list[Clock], declarers: list[Declarer], link: Link) -> None:

@@ -25,7 +25,7 @@ Workers do the same unless they are started with --no-beat. Any number may run a
 TERM or INT (Ctrl-C) ends it."""
 
 _EXAMPLES = (
-    ("conveyor -A myapp beat", "for the app's queue"),
+    ("conveyor -A myapp beat", "for the app's queue and those of its tasks"),
     ("conveyor -A myapp beat -Q high,default", "for two queues"),
 )
 
@@ -34,7 +34,7 @@ def make_parser() -> Parser:
     """The parser of `beat`."""
     parser = Parser("beat", _DESCRIPTION, _EXAMPLES)
     add_app(parser)
-    add_queues(parser, "NAME,…")
+    add_queues(parser, "NAME,…", "and those of its tasks")
     add_logs(parser)
     return parser
 
@@ -48,8 +48,7 @@ def run(options: argparse.Namespace) -> Exit:
         options.log_format or app.settings.log_format,
         handler,
     )
-    queues, _ = parse_queues(options.queues or [app.queue])
-    orchestrator = Orchestrator(app, queues)
+    orchestrator = Orchestrator(app, options.queues and parse_queues(options.queues)[0])
 
     def stop(number: int, _frame: object) -> None:
         signal.signal(number, signal.SIG_IGN)  # one more must not break off the end
@@ -58,7 +57,8 @@ def run(options: argparse.Namespace) -> Exit:
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     check_server(app)
-    log.info("beat of %s: %s on %s", app.name, ", ".join(queues), describe_server(app))
+    queues = ", ".join(orchestrator.queues)
+    log.info("beat of %s: %s on %s", app.name, queues, describe_server(app))
     with app:
         orchestrator.run()
     return Exit.DONE
