@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from conveyor.escaping import escaped
 from conveyor.records import LEASE
 from conveyor.worker.frames import JobFrame
 
@@ -61,4 +62,5 @@ class Job:
 
     def __str__(self) -> str:
         """The name and the start of the id, as logs have it."""
-        return f"{self.name.decode(errors='replace')}[{self.id.decode(errors='replace')[:8]}]"
+        text = f"{self.name.decode(errors='replace')}[{self.id.decode(errors='replace')[:8]}]"
+        return escaped(text)
