@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Without the program's name; None takes those of this process.
     """
+    _replace_closed_output()
     try:
         code = _run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
@@ -58,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokerUnavailable as error:
         return _fail(error, Exit.UNREACHABLE)
     except redis.RedisError as error:
-        return _fail(f"the server refused: {error}", Exit.UNREACHABLE)
+        return _fail(
+            f"the server refused: {error}; see broker= or CONVEYOR_BROKER", Exit.UNREACHABLE
+        )
     except ConveyorError as error:
         return _fail(escaped(str(error)), Exit.FAILED)  # it may quote what a task said
     except KeyboardInterrupt:
@@ -67,6 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has had enough; the interpreter would complain at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
+
+
+def _replace_closed_output() -> None:
+    """Whoever started us may have closed it: Python then has None there."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 def _run(arguments: Sequence[str]) -> int:

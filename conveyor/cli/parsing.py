@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 from enum import IntEnum
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from conveyor.errors import ConfigurationError
+from conveyor.moments import LONGEST_MS
 from conveyor.rules import LARGEST_COUNT
 from conveyor.settings import check_setting
 from conveyor.spelling import nearest
@@ -149,6 +151,6 @@ def seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    if not 0 <= value <= LONGEST_MS / 1000 and value != math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, up to 1,000 years")
     return value

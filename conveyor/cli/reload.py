@@ -47,7 +47,7 @@ class Reloader:
 
     def run(self) -> int:
         """Works until a signal, or until a worker is done; gives the last worker's exit code."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1):
             signal.signal(number, lambda number, _: self._news.put(signal.Signals(number)))
         _on_thread(self._watch)
         while True:
@@ -67,7 +67,7 @@ class Reloader:
                     _say(f"the worker ended with {worker.returncode}; waiting for a change")
                     continue
             elif isinstance(news, signal.Signals):
-                stopping = True
+                stopping = stopping or news != signal.SIGUSR1
                 # A terminal sends INT to the worker as well, and twice it ends what runs.
                 worker.send_signal(signal.SIGTERM if news == signal.SIGINT else news)
             elif not (changed or stopping):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -91,6 +92,7 @@ def run(options: argparse.Namespace) -> Exit:
 
 
 def _watch(app: Conveyor, console: Console, pause: float, *, as_json: bool) -> None:
+    pause = min(pause, threading.TIMEOUT_MAX)
     if as_json or not console.is_terminal:
         while True:
             _print(read_status(app), console, as_json=as_json)

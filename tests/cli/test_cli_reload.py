@@ -67,6 +67,9 @@ def test_signals_reach_the_worker(project: Project, number: signal.Signals, code
     project.write("myapp.py", SOURCE.format("one"))
     with start(project) as process:
         assert told(project)
+        process.signal(signal.SIGUSR1)
+        process.wait_for("most recent call first")
+        assert told(project)
         process.signal(number)
         assert process.wait() == code
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         ("call", "required: TASK"),
         ("call add --at tomorrow", "'tomorrow' is not a moment in ISO 8601"),
         ("call add --after=-1", "'-1' is not a number of seconds"),
+        ("call add --wait=1e300", "'1e300' is not a number of seconds, up to 1,000 years"),
         ("call add --after 1 --at 2027-01-01T00:00Z", "not allowed with"),
         ("call add --priority 10", "use a whole number from 0 to 9"),
         ("server", "required: ACTION"),
@@ -83,6 +84,21 @@ def test_who_stops_reading_hears_no_complaint(project: Project) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == Exit.FAILED
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_nobody_needs_to_hear_it(project: Project, closed: str) -> None:
+    words = [sys.executable, "-m", "conveyor", "-A", "myapp", "status"]
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}>&-', "sh", *words],
+        cwd=project.directory,
+        env=environment(project.env),
+        stdout=-1,
+        stderr=-1,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (Exit.DONE, b"")
+    assert (b"project" in done.stdout) == (closed == "2")
 
 
 def test_an_unreachable_server_is_one_line_without_the_password(project: Project) -> None:
