@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-app = Conveyor("demo")
+# What it shows needs these, whatever the environment says.
+app = Conveyor("demo", error_retry_limit=0, stall_retry_limit=3, remove_on_success=False)
 
 #: Seconds in which a worker settles what a child had sent it when the child was stopped.
 SETTLED = 0.1
