@@ -380,7 +380,7 @@ class Conveyor:
         check_declared(task)
         self._register(task)
         self.client.codec.register(*annotated_types(function, _calling_frame()))
-        self.client.codec.register_later(partial(annotated_types, function))
+        self.client.codec.register_later(name, partial(annotated_types, function))
         return task
 
     def _register(self, task: BaseTask[..., Any]) -> None:

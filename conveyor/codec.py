@@ -91,7 +91,7 @@ class Codec:
     def __init__(self, types: Iterable[type] = ()) -> None:
         self._by_type = {form.kind: form for form in BUILTIN}
         self._by_name = {form.name: form for form in BUILTIN}
-        self._later: dict[Callable[[], Iterable[type]], None] = {}
+        self._later: dict[str, Callable[[], Iterable[type]]] = {}
         self.register(*types)
 
     def register(self, *types: type) -> None:
@@ -109,21 +109,30 @@ class Codec:
                     f"{kind!r} is neither a dataclass nor an Enum; take it out of types="
                 )
             for found in types_in(kind):
-                if found in self._by_type or not is_buildable(found):
-                    continue
-                form = enum_form(found) if issubclass(found, Enum) else dataclass_form(found)
-                former = self._by_name.get(form.name)
-                self._by_name[form.name] = self._by_type[found] = form
-                if former:
-                    del self._by_type[former.kind]
+                self._add(found)
 
-    def register_later(self, find: Callable[[], Iterable[type]]) -> None:
-        """Register what `find` gives, once a value is met of a type that is not known yet.
+    def register_later(self, task: str, find: Callable[[], Iterable[type]]) -> None:
+        """Register what else a task names, once a value is met of a type that is not known yet.
+
+        Args:
+            task: Its name; only the last that was given for it counts.
+            find: Gives the types; none takes the place of one that is known by its name.
 
         Example:
-            >>> codec.register_later(partial(annotated_types, task))  # classes below the task too
+            >>> codec.register_later("app.draw", partial(annotated_types, draw))  # and those below
         """
-        self._later[find] = None
+        self._later[task] = find
+
+    def _add(self, kind: type) -> None:
+        """Threads may add the same type at once, and an exception may end it anywhere."""
+        if kind in self._by_type or not is_buildable(kind):
+            return
+        form = enum_form(kind) if issubclass(kind, Enum) else dataclass_form(kind)
+        former = self._by_name.get(form.name)
+        self._by_type[kind] = form
+        self._by_name[form.name] = form
+        if former and former.kind is not kind:
+            self._by_type.pop(former.kind, None)
 
     def encode(self, value: object, what: str) -> bytes:
         """Return `value` as bytes; the message of an error begins with `what` it is.
@@ -263,9 +272,13 @@ class Codec:
         return form
 
     def _register_rest(self) -> None:
-        for find in tuple(self._later):
-            self.register(*find())
-            self._later.pop(find, None)
+        for task, find in tuple(self._later.items()):
+            try:
+                for kind in find():
+                    if wire_name(kind).encode() not in self._by_name:
+                        self._add(kind)
+            finally:
+                self._later.pop(task, None)
 
     def _why_not(self, kind: type) -> str:
         """Return why a value of this type is refused, and what to do."""

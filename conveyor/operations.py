@@ -105,7 +105,7 @@ class Operations:
         return self.call(task, args, kwargs, options, due, made)
 
     def call_reader(self, *, later: bool) -> Callable[[Mapping[str, Any]], Call[Any]]:
-        """Makes a call of a mapping of what `enqueue_task` or `schedule_task` takes.
+        """What makes a call of a mapping of what `enqueue_task` or `schedule_task` takes.
 
         It raises a TypeError for one that is no mapping, has no task, or a key that does not exist.
         """
@@ -166,7 +166,7 @@ class Operations:
         return records
 
     def listing(self, status: TaskStatus | str, offset: int, limit: int) -> Steps[list[TaskRecord]]:
-        """Tasks of a status, oldest first; one that cannot be decoded is left out."""
+        """Tasks of a status, oldest first; one whose record makes no sense is left out."""
         name = _status(status)
         _check_count("offset", offset)
         _check_count("limit", limit)

@@ -173,8 +173,9 @@ class Orchestrator:
             ConveyorError: It runs, or has run, already.
         """
         self._begin()
-        self._thread = threading.Thread(target=self._run, name="conveyor-orchestrator", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="conveyor-orchestrator", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def stop(self) -> None:
         """Ends `run`, and waits for it if `start` was called."""

@@ -139,7 +139,7 @@ class _Many(Generic[R]):
 async def in_turns(change: Callable[[S], T], items: Iterable[S]) -> list[T]:
     """Changes each item; however many there are, the event loop has its turn in between."""
     changed: list[T] = []
-    for item in items:
+    for item in [*items]:  # as they are now, whatever is done to them meanwhile
         changed.append(change(item))
         if len(changed) % BATCH == 0:
             await asyncio.sleep(0)

@@ -12,10 +12,10 @@ import hashlib
 import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from importlib import resources
 from typing import Final
 
-_FOLDER: Final = Path(__file__).parent / "scripts"
+_FOLDER: Final = resources.files("conveyor.broker") / "scripts"
 _USES = re.compile(r"^-- USES +(.+)$", re.MULTILINE)
 _NEST, _END_NEST = "return (function()", "end)()"
 

@@ -34,7 +34,7 @@ def make_parser() -> Parser:
     """The parser of `beat`."""
     parser = Parser("beat", _DESCRIPTION, _EXAMPLES)
     add_app(parser)
-    add_queues(parser, "NAME,…", "and those of its tasks")
+    add_queues(parser, "NAME,…", "the app's queue and those of its tasks")
     add_logs(parser)
     return parser
 
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> Exit:
         options.log_format or app.settings.log_format,
         handler,
     )
-    orchestrator = Orchestrator(app, options.queues and parse_queues(options.queues)[0])
+    orchestrator = Orchestrator(app, parse_queues(options.queues)[0] if options.queues else None)
 
     def stop(number: int, _frame: object) -> None:
         signal.signal(number, signal.SIG_IGN)  # one more must not break off the end

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -34,6 +33,8 @@ _EXAMPLES = (
     ("conveyor -A myapp status --json", "the same for programs"),
     ("conveyor -A myapp status --watch", "again and again, until Ctrl-C"),
 )
+#: Seconds, a year: no sleep may last for some hundreds.
+_LONGEST_PAUSE = 31_536_000.0
 _COUNTS = ("scheduled", "queued", "processing", "success", "failed", "cancelled", "parked")
 _WORKER = ("host", "pid", "queues", "concurrency", "threads", "coroutines", "beat", "paused")
 
@@ -92,7 +93,7 @@ def run(options: argparse.Namespace) -> Exit:
 
 
 def _watch(app: Conveyor, console: Console, pause: float, *, as_json: bool) -> None:
-    pause = min(pause, threading.TIMEOUT_MAX)
+    pause = min(pause, _LONGEST_PAUSE)
     if as_json or not console.is_terminal:
         while True:
             _print(read_status(app), console, as_json=as_json)

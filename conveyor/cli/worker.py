@@ -15,6 +15,7 @@ from conveyor.cli.apps import find_app
 from conveyor.cli.logs import set_up_logs
 from conveyor.cli.parsing import Exit, Parser, add_app, add_logs, setting, version
 from conveyor.cli.reload import OPTION, Reloader
+from conveyor.worker.signals import ignore
 from conveyor.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -75,9 +76,10 @@ def make_parser() -> Parser:
     return parser
 
 
-def add_queues(parser: argparse.ArgumentParser, text: str, *more: str) -> None:
-    """Adds ``-Q``; its default is the app's queue, and what else there is."""
-    default = " ".join(["the app's queue", *more])
+def add_queues(
+    parser: argparse.ArgumentParser, text: str, default: str = "the app's queue"
+) -> None:
+    """Adds ``-Q``."""
     parser.add_argument("-Q", "--queues", metavar="QUEUES", help=f"{text} (default: {default})")
 
 
@@ -85,6 +87,7 @@ def run(options: argparse.Namespace) -> int:
     """Works until told to stop."""
     if options.reload:
         return Reloader(options.arguments, Path.cwd()).run()
+    signal.signal(signal.SIGUSR1, ignore)  # until there is something to print
     handler = set_up_logs(options.log_level or "INFO", options.log_format or "text")
     app = find_app(options.app)
     level = options.log_level or app.settings.log_level
@@ -102,8 +105,8 @@ def run(options: argparse.Namespace) -> int:
         beat=options.beat,
         burst=options.burst,
     )
-    _set_signals(lambda *_: worker.shutdown())  # while the worker does not listen yet, or no more
     check_server(app)
+    _set_signals(lambda *_: worker.shutdown())  # while the worker does not listen yet, or no more
     if kind == "text":
         print(_banner(app, worker.plan), file=sys.stderr, flush=True)
     else:
@@ -130,7 +133,7 @@ def check_server(app: Conveyor) -> None:
     try:
         app.client.broker.server.client()
     except (*TRANSIENT, NotReady):
-        log.debug("the server is down; the worker's loop says so and goes on trying")
+        log.debug("the server does not answer yet: whoever needs it says so, and goes on trying")
 
 
 def describe_server(app: Conveyor) -> str:

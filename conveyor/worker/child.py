@@ -134,16 +134,17 @@ def _set_signals(sync: SyncLane) -> None:
     signal.signal(signal.SIGTERM, ignore)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     signal.signal(signal.SIGUSR2, sync.on_signal)
-    faulthandler.register(signal.SIGUSR1, file=_error_output(), all_threads=True)
+    _show_stacks_on(signal.SIGUSR1)
     let_through()
 
 
-def _error_output() -> int:
-    """Its descriptor; the process's own where somebody has put another object in its place."""
-    try:
-        return sys.stderr.fileno()
-    except (AttributeError, OSError, ValueError):
-        return 2
+def _show_stacks_on(number: signal.Signals) -> None:
+    """On the error output; on the first one where somebody has put in its place what is no file."""
+    for output in filter(None, (sys.stderr, sys.__stderr__)):
+        with contextlib.suppress(AttributeError, OSError, RuntimeError, ValueError):
+            faulthandler.register(number, file=output, all_threads=True)
+            return
+    signal.signal(number, ignore)
 
 
 def _die_with(parent: int) -> None:

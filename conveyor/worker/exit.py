@@ -1,4 +1,7 @@
-"""How a child ends: as it stands, once it has said what it had to say."""
+"""How a child ends: as it stands, once its output is written.
+
+What its parent has not written yet when it forks, each child would write too.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def exit_with(code: int) -> NoReturn:
 
 
 def flush_output() -> None:
-    """Writes out what is buffered; before a fork, since each child would write a copy."""
+    """Writes out what is buffered."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none at all
             stream.flush()

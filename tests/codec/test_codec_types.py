@@ -41,6 +41,7 @@ from typing_extensions import TypeAliasType
 
 from conveyor.codec import Codec, Opaque, types_in
 from conveyor.errors import ConfigurationError
+from conveyor.forms import dataclass_form
 
 if TYPE_CHECKING:
     from datetime import date
@@ -72,29 +73,51 @@ def test_registering_again_changes_nothing_and_fields_types_come_along() -> None
 def test_types_are_looked_for_once_when_one_is_missed() -> None:
     line, asked = Line(Point(1)), count()
 
-    def find() -> list[type]:
+    def find() -> set[type]:
         assert next(asked) == 0
-        return [Line]
+        return types_in(Line)
 
     known, writer, reader = Codec([Line]), Codec(), Codec()
     for codec in known, writer:
-        codec.register_later(find)
+        codec.register_later("app.draw", find)
     trip(known, line)
     trip(writer, line)
     trip(writer, Opaque("gone:Type", 1))
-    reader.register_later(lambda: [Line])
+    reader.register_later("app.draw", lambda: types_in(Line))
     assert reader.decode(writer.encode(line, "the result")) == line
 
 
+def test_threads_may_register_a_type_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = Codec()
+
+    def let_another_be_first(kind: Any) -> Any:
+        monkeypatch.undo()
+        codec.register(kind)
+        return dataclass_form(kind)
+
+    monkeypatch.setattr("conveyor.codec.dataclass_form", let_another_be_first)
+    codec.register(Point)
+    trip(codec, Point(1))
+
+
+def define_again() -> type:
+    @dataclass
+    class Again:
+        x: int
+
+    return Again
+
+
+def test_class_found_later_takes_nobody_s_place() -> None:
+    former, latter = define_again(), define_again()
+    codec = Codec([latter])
+    codec.register_later("app.draw", lambda: [former])
+    trip(codec, Opaque("gone:Type", 1))
+    trip(codec, latter(1))
+
+
 def test_class_defined_anew_takes_the_place_of_the_former() -> None:
-    def define() -> type:
-        @dataclass
-        class Again:
-            x: int
-
-        return Again
-
-    former, latter = define(), define()
+    former, latter = define_again(), define_again()
     codec = Codec([former, latter])
     trip(codec, latter(1))
     text = refusal(codec, former(1))

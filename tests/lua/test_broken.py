@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from engine import ERROR, Engine, Worker, ids, settlement
 
-from conveyor import SerializationError
+from conveyor import REDACTED, SerializationError, TaskStatus
 from conveyor.broker import commands
 from conveyor.records import HEADER
 
@@ -307,12 +307,13 @@ def test_beside_a_record_that_is_only_looked_at(engine: Engine, worker: Worker) 
 
 
 @pytest.mark.parametrize("options", [b"\x81\xa1h\x05", b"\x81\xa1h\x81\x01\x02", b"\x81\xa1t\xa1x"])
-def test_options_of_the_wrong_kind_are_an_error_of_this_task(
-    engine: Engine, options: bytes
-) -> None:
+def test_options_of_the_wrong_kind_are_the_workers_to_fail(engine: Engine, options: bytes) -> None:
     engine.put("a", options=options)
+    record = engine.call("GET", engine.key("t:a"))
     with pytest.raises(SerializationError, match="options of a task cannot be read"):
-        engine.task("a")
+        engine.app.client.decode_claimed(engine.queue, "a", record)
+    shown = engine.task("a")
+    assert (shown.args, shown.headers) == (REDACTED, {})
 
 
 def test_a_foreign_id_in_each_place(engine: Engine, worker: Worker) -> None:
@@ -377,5 +378,5 @@ def test_a_payload_that_cannot_be_decoded_is_the_workers_to_fail(
     engine.enqueue(new._replace(record=record))
     worker.run("a", "fatal", b"\x93\xa1E\xa1m\xa0")
     assert engine.places("a") == ["failed"]
-    with pytest.raises(SerializationError):
-        engine.app.result("a").task()
+    shown = engine.task("a")
+    assert (shown.status, shown.error, shown.args) == (TaskStatus.FAILED, "E: m", REDACTED)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from engine import ERROR
 
+from conveyor import REDACTED
 from conveyor.broker import commands
 from conveyor.records import Flag
 
@@ -113,13 +114,16 @@ def test_large_tasks_are_read_in_several_calls(engine: Engine) -> None:
     assert listed(engine, "queued") == [*"012345678"]
 
 
-def test_what_cannot_be_read_is_left_out(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_read_is_left_out_or_shown_in_part(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
     engine.put("a", "b", "c", "d")
     engine.call("SET", engine.key("t:b"), b"short")
     record = engine.call("GET", engine.key("t:c"))
     engine.call("SET", engine.key("t:c"), record[:-1] + b"\xc1")
-    assert listed(engine, "queued") == ["a", "d"]
-    assert "'c'" in caplog.text
+    assert listed(engine, "queued") == ["a", "c", "d"]
+    assert engine.task("c").kwargs == REDACTED
+    assert "'c' on queue 'default' is shown in part" in caplog.text
 
 
 def test_an_empty_queue_lists_nothing(engine: Engine) -> None:
