@@ -12,6 +12,7 @@ one.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import selectors
@@ -93,6 +94,7 @@ class Link:
         self._retry_at = 0.0
         self._lost = False
         self._use_source = False
+        self._ahead_ms = -math.inf
 
     @property
     def idle(self) -> bool:
@@ -187,6 +189,7 @@ class Link:
             self._say(logging.INFO, "%s is back", self._server.address)
         self._lost = False
         self._use_source = False
+        self._ahead_ms = -math.inf
         self._recover_sent()
         self._on_connect(self)
         self._send_next()
@@ -208,7 +211,7 @@ class Link:
             self._sent_at = time.monotonic()
         self._sent.append((request, callback))
         if isinstance(request, Command):
-            request = (script_source if self._use_source else script_call)(request)
+            request = (script_source if self._use_source else script_call)(request, self._now_ms())
         self._use_source = False
         if self._connection._sock is not self._socket:
             self._lose(redis.ConnectionError("closed by its owner"))
@@ -251,9 +254,17 @@ class Link:
         if self._sent:
             request, callback = self._sent.popleft()
             if reply is not None and isinstance(request, Command):
+                if request.timed:
+                    # The greatest is the nearest: a reply may have lain here for long.
+                    self._ahead_ms = max(self._ahead_ms, reply[0] - time.monotonic() * 1000)
                 reply = request.parse(reply)
             callback(reply)
         self._send_next()
+
+    def _now_ms(self) -> int:
+        """The server's time, by which it tells a call that comes late; 0 while it is not known."""
+        known = self._ahead_ms > -math.inf
+        return int(time.monotonic() * 1000 + self._ahead_ms) if known else 0
 
     def _has_more(self) -> bool:
         """Whether the next reply has come with the last."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from engine import Engine, Worker, ids
@@ -10,6 +10,7 @@ from servers import Server, wait_until
 
 from conveyor import Conveyor
 from conveyor.broker import commands
+from conveyor.broker.broker import script_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -181,6 +182,34 @@ class TestSilenceOfTheServer:
         assert engine.score("l", "a") == engine.now_ms + 1000
         engine.advance(1)
         assert ids(other.claim()) == ["a"]
+
+    @pytest.mark.parametrize("call", ["maintain", "claim"])
+    def test_a_call_that_comes_late_tells_of_it(
+        self, engine: Engine, worker: Worker, call: str
+    ) -> None:
+        """A server that hangs is the same afterwards, and does first what was sent meanwhile."""
+        engine.put("a", stall_ms=2000)
+        (lease,) = worker.claim()
+        engine.advance(2)
+        sent = engine.now_ms
+        engine.advance(1)
+        _send(engine, call, sent)
+        assert engine.score("l", "a") == engine.now_ms + 2000
+        _send(engine, call, engine.now_ms)
+        assert worker.renew(lease) == [1]
+        engine.advance(2)
+        _send(engine, call, engine.now_ms)
+        assert engine.places("a") == (["r:5"] if call == "maintain" else ["l"])
+        assert worker.renew(lease) == [0]
+
+
+def _send(engine: Engine, call: str, sent_ms: int) -> None:
+    """As a worker's connection does, with the time when it is sent."""
+    command: commands.Command[Any] = commands.maintain(engine.keys)
+    if call == "claim":
+        other = {"sync": 1, "asynchronous": 0, "keep_success": 9, "park_ms": 9}
+        command = commands.settle(engine.keys, b"else", engine.now_ms, [], **other)
+    engine.call(*script_source(command, sent_ms))
 
 
 def greet(engine: Engine) -> None:

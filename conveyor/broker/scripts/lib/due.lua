@@ -1,6 +1,6 @@
 -- Moves what has come due, a bounded number a call: promotes, expires, reaps.
 -- Needs: record, clock, event, ready, finish, rerun.
--- Gives: expire_one, move_due, pack_error, promote_one, reap_one.
+-- Gives: expire_one, move_due, note_silence, pack_error, promote_one, reap_one.
 
 local function pack_error(kind, message) return cmsgpack.pack({ kind, message, '' }) end
 
@@ -33,6 +33,15 @@ local function expire_one(id)
   if state ~= QUEUED and state ~= SCHEDULED and state ~= PARKED then return end
   leave_place(id, state)
   fail(id, record, pack_error('TaskExpired', 'Task has expired'))
+end
+
+local LATE_MS = 500
+
+-- A call that comes late waited for a server that said nothing, and so may those that renew.
+local function note_silence(sent)
+  if sent == 0 or now - sent <= LATE_MS then return end
+  memory[2] = math.max(tonumber(memory[2]) or 0, sent)
+  redis.call('HSET', M, 'gap', memory[2])
 end
 
 -- A lease last renewed before the server's silence is given a whole new one.
