@@ -76,10 +76,11 @@ class Bell:
     def greet(self, link: Link) -> None:
         """Learns the name of a new connection, by which it can be called back.
 
-        The one before may have died with a marker that it had popped.
+        The one before may have died with what it had popped: a marker, or word of a parked task.
         """
         for queue in self._queues:
             queue.expect_work()
+            queue.look_for_parked()
             queue.clock.ring()
         self._client_id = None
         self._blocks.clear()

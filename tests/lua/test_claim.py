@@ -8,6 +8,7 @@ import pytest
 from engine import Engine, Worker, ids, leases
 
 from conveyor import TaskStatus
+from conveyor.broker import commands
 
 ASYNC = 16
 
@@ -133,6 +134,28 @@ def test_a_lost_answer_without_tasks_is_repeated_too(engine: Engine, worker: Wor
     engine.put("a")
     assert worker.claim(again=True) == []
     assert ids(worker.claim()) == ["a"]
+
+
+def test_so_is_one_of_a_queue_that_was_paused(engine: Engine, worker: Worker) -> None:
+    engine.run(commands.pause(engine.keys))
+    assert worker.claim() == []
+    engine.run(commands.resume(engine.keys))
+    engine.put("a")
+    assert worker.claim(again=True) == []
+    assert ids(worker.claim()) == ["a"]
+
+
+def test_who_comes_back_after_a_long_silence_is_answered_again(
+    engine: Engine, worker: Worker
+) -> None:
+    name = worker.name.hex()
+    hello = commands.hello(engine.keys, name, 95_000, b"")
+    engine.run(hello)
+    engine.put("a", "b", stall_ms=600_000)
+    assert ids(worker.claim()) == ["a"]
+    engine.call("DEL", engine.keys.worker(name))
+    engine.run(hello)
+    assert ids(worker.claim(again=True)) == ["a"]
 
 
 @pytest.mark.parametrize("later", [1, 0])

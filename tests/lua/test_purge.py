@@ -148,6 +148,16 @@ def test_a_destruction_that_was_interrupted_holds_back_what_comes_later_only_for
     assert [lease.id for lease in worker.claim()] == ["a"]
 
 
+def test_one_that_was_interrupted_leaves_the_counts_right(engine: Engine) -> None:
+    names = [f"{number:03}" for number in range(150)]
+    for start in (0, 100):
+        engine.put(*names[start : start + 100])
+    for name in names[:80]:
+        engine.cancel(name)
+    engine.run(commands.destroy(engine.keys))
+    assert engine.counts()["queued"] == 50
+
+
 def test_one_of_a_paused_queue_leaves_it_paused(engine: Engine, worker: Worker) -> None:
     engine.put(*map(str, range(150)))
     engine.run(commands.pause(engine.keys))

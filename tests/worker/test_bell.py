@@ -132,6 +132,14 @@ def test_its_answer_is_asked_for_again_when_the_connection_is_lost(app: Conveyor
         assert not worker.bell.stands
 
 
+def test_word_of_a_parked_task_may_have_been_lost_with_the_connection(app: Conveyor) -> None:
+    with idle(app) as worker:
+        worker.turn_until(lambda: worker.bell._client_id is not None)
+        worker.queue._parked.clear()
+        worker.bell.link.renew()
+        worker.turn_until(lambda: worker.queue._parked == {"r": 0, "a": 0})
+
+
 def test_a_server_that_forgot_its_scripts_is_told_it_again(own_server: Server) -> None:
     with Conveyor("forgetful", broker=own_server.url) as app, idle(app) as worker:
         ring(worker, app, "only")

@@ -47,7 +47,10 @@ local function forget_broken()
 end
 
 redis.call('HSET', M, 'hold', math.max(hold, now + HOLD_MS))
-empty_lists(remove)
+empty_lists(function(id, record)
+  if not record or state_of(record) ~= QUEUED then unbury(id) end
+  return remove(id, record)
+end)
 for _, set in ipairs({ 'l', 's', 'parked', 'ok', 'failed', 'cancelled' }) do empty_set(set, remove) end
 local broken = redis.call('EXISTS', Q .. 'broken')
 forget_broken()

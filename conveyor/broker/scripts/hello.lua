@@ -16,9 +16,10 @@
 --   4 server time, 7 repeatable, 8 works when memory is full; a server's silence is not a stall:
 --   leases last renewed before it are given anew when they expire (see lib/due.lua)
 
+-- The caller is not dead: what is known of its last claim is what that is answered with again.
 local function forget_dead_workers()
   for _, id in ipairs(redis.call('SRANDMEMBER', Q .. 'w', 50)) do
-    if redis.call('EXISTS', Q .. 'w:' .. id) == 0 then forget_worker(id) end
+    if id ~= ARGV[1] and redis.call('EXISTS', Q .. 'w:' .. id) == 0 then forget_worker(id) end
   end
 end
 

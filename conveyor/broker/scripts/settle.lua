@@ -222,7 +222,8 @@ local function claim(sync, async)
     end
   end
   if #leases > 0 then redis.call('ZADD', Q .. 'l', unpack(leases)) end
-  if #leases > 0 or points or hold <= now then remember_claim() end
+  -- Of a queue that is being destroyed nothing is to be left.
+  if #leases > 0 or points or hold <= now or hold >= FOREVER then remember_claim() end
   note_starts(#leases / 2)
   if hold <= now then return left end
   if left ~= '' and hold < FOREVER then limited = 2 end

@@ -1,7 +1,8 @@
 -- Ready lists: one per lane (r: sync or unknown, a: async) and priority, with a marker per lane
 -- that idle workers block on.
 -- Needs: record, clock.
--- Gives: REMIND_MS, bury, drop, lane_of, leave_place, push_head, push_tail, touch_lanes, wake_workers.
+-- Gives: REMIND_MS, bury, drop, lane_of, leave_place, push_head, push_tail, touch_lanes, unbury,
+-- wake_workers.
 
 local REMIND_MS = 10000
 
@@ -56,12 +57,15 @@ local function leave_place(id, state)
   elseif state == PARKED then redis.call('ZREM', Q .. 'parked', id) end
 end
 
--- Accounts for a list entry that was dropped: a tombstone, or an id that never should have been there.
-local function drop(id, reason)
-  if redis.call('HEXISTS', Q .. 'tombstones', id) == 0 then
-    set_aside(id, reason or 'listed as ready but is not')
-    return
-  end
+-- Accounts for a list entry that was taken out and was a tombstone; false if it was none.
+local function unbury(id)
+  if redis.call('HEXISTS', Q .. 'tombstones', id) == 0 then return false end
   if redis.call('HINCRBY', Q .. 'tombstones', id, -1) <= 0 then redis.call('HDEL', Q .. 'tombstones', id) end
   redis.call('HINCRBY', M, 'tombstones', -1)
+  return true
+end
+
+-- The same of one that was dropped: if it is no tombstone it never should have been there.
+local function drop(id, reason)
+  if not unbury(id) then set_aside(id, reason or 'listed as ready but is not') end
 end
