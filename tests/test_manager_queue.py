@@ -56,11 +56,12 @@ def test_workers_are_listed(app: Conveyor, engine: Engine, manager: Any) -> None
 
 
 def test_a_queue_is_paused_and_resumed(app: Conveyor, engine: Engine, manager: Any) -> None:
+    worker = Worker(engine)
     assert [manager.pause_queue(), manager.pause_queue()] == [True, False]
     manager.enqueue_task("some.work")
-    assert Worker(engine).claim() == []
+    assert worker.claim() == []
     assert [manager.resume_queue(), manager.resume_queue()] == [True, False]
-    assert len(Worker(engine).claim()) == 1
+    assert len(worker.claim()) == 1
 
 
 def test_a_rate_limit_is_set_and_cleared(manager: Any) -> None:
