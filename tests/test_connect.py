@@ -383,6 +383,8 @@ def test_an_embedded_server_that_is_killed_comes_back(tmp_path: Path) -> None:
         task = app.task(add)
         result = task.delay(1)
         client: Any = app.client.broker.server.client()
+        # While the server syncs in the background it answers before it writes.
+        wait_until(lambda: client.info("persistence")["aof_buffer_length"] == 0, "it is written")
         os.kill(client.info("server")["process_id"], signal.SIGKILL)
         assert task.delay(2).created
         assert result.status == "queued"
