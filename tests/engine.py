@@ -16,6 +16,7 @@ stands still there until a test moves it on. Nothing has to be slept for.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -44,6 +45,8 @@ SETS = ("s", "l", "parked", "ok", "failed", "cancelled")
 ERROR = pack_error("ValueError", "no")
 #: How far ahead of the server the clock of a test is set.
 _AHEAD_MS = 86_400_000
+#: Seconds of notice that a lease is given before it is taken back, and a little more.
+NOTICE = 0.501
 DEFAULTS = Limits(
     priority=5,
     flags=0,
@@ -144,6 +147,12 @@ class Engine:
         """What an orchestrator does."""
         return self.run(commands.maintain(self.keys, limit))
 
+    def run_out(self, seconds: float) -> None:
+        """Leaves leases of so many seconds to run out, and the notice that they are given then."""
+        for wait in (seconds, NOTICE):
+            self.advance(wait)
+            self.maintain()
+
     def task(self, task_id: str) -> TaskRecord:
         """The task as users read it."""
         found = self.app.client.task(self.queue, task_id)
@@ -161,7 +170,7 @@ class Engine:
     def score(self, name: str, task_id: str) -> int | None:
         """The score of an id in a sorted set, or None when it is not there."""
         score = self.call("ZSCORE", self.key(name), task_id)
-        return None if score is None else int(float(score))
+        return None if score is None else math.ceil(float(score))
 
     def places(self, task_id: str) -> list[str]:
         """Where an id is: a sound one is in one place."""

@@ -129,19 +129,14 @@ def read_names(reply: Iterable[bytes]) -> list[str]:
     return sorted(name.decode() for name in reply)
 
 
-def script_call(command: Command[Any], now_ms: int = 0) -> tuple[Any, ...]:
-    """The command by its script's hash; `now_ms` is the server's time, or 0 where it is unknown."""
-    return ("EVALSHA", command.script.sha, *_arguments(command, now_ms))
+def script_call(command: Command[Any]) -> tuple[Any, ...]:
+    """The command by its script's hash."""
+    return ("EVALSHA", command.script.sha, 2, *command.keys, *command.args)
 
 
-def script_source(command: Command[Any], now_ms: int = 0) -> tuple[Any, ...]:
+def script_source(command: Command[Any]) -> tuple[Any, ...]:
     """The command with its script's whole text, which also makes the server know it."""
-    return ("EVAL", command.script.source, *_arguments(command, now_ms))
-
-
-def _arguments(command: Command[Any], now_ms: int) -> tuple[Any, ...]:
-    times = (now_ms,) if command.timed else ()
-    return (2, *command.keys, *times, *command.args)
+    return ("EVAL", command.script.source, 2, *command.keys, *command.args)
 
 
 def refused(server: Server, error: redis.RedisError) -> ConveyorError:

@@ -64,14 +64,12 @@ class Command(Generic[T]):
         keys: The queue's memory, which also names the slot of a cluster, and a key that never is.
         args: ARGV.
         parse: Turns the raw reply into the answer.
-        timed: Whether ARGV begins with the server's time when it is sent, and the reply with it.
     """
 
     script: Script
     keys: tuple[str, str]
     args: Sequence[bytes | str | int]
     parse: Callable[[Any], T]
-    timed: bool = False
 
 
 class NewTask(NamedTuple):
@@ -213,7 +211,7 @@ def settle(
     ]
     for settlement in settlements:
         args.extend(settlement)
-    return Command(_SETTLE, keys.script, args, Settled._make, timed=True)
+    return Command(_SETTLE, keys.script, args, Settled._make)
 
 
 def renew(keys: QueueKeys, leases: Iterable[tuple[bytes, bytes]]) -> Command[Sequence[int]]:
@@ -226,7 +224,7 @@ def renew(keys: QueueKeys, leases: Iterable[tuple[bytes, bytes]]) -> Command[Seq
 
 def maintain(keys: QueueKeys, limit: int = MOVED_AT_ONCE) -> Command[Maintained]:
     """Moves what has come due, so many of each kind at most."""
-    return Command(_MAINTAIN, keys.script, [limit], _parse_maintained, timed=True)
+    return Command(_MAINTAIN, keys.script, [limit], _parse_maintained)
 
 
 def cancel(keys: QueueKeys, task_id: str) -> Command[int]:

@@ -12,7 +12,6 @@ one.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import random
 import selectors
@@ -91,10 +90,9 @@ class Link:
         self._sent: deque[tuple[Request, Callable[[Any], None]]] = deque()
         self._sent_at = 0.0
         self._pause = _FIRST_PAUSE
-        self._retry_at = 0.0
+        self._tried_at = self._retry_at = 0.0
         self._lost = False
         self._use_source = False
-        self._ahead_ms = -math.inf
 
     @property
     def idle(self) -> bool:
@@ -154,6 +152,7 @@ class Link:
 
     def _connect(self) -> None:
         """Connects: at once the first time, when nothing depends on the loop, then beside it."""
+        self._tried_at = time.monotonic()
         if not self._lost:
             self._take_up(self._hold)
             return
@@ -189,7 +188,6 @@ class Link:
             self._say(logging.INFO, "%s is back", self._server.address)
         self._lost = False
         self._use_source = False
-        self._ahead_ms = -math.inf
         self._recover_sent()
         self._on_connect(self)
         self._send_next()
@@ -211,7 +209,7 @@ class Link:
             self._sent_at = time.monotonic()
         self._sent.append((request, callback))
         if isinstance(request, Command):
-            request = (script_source if self._use_source else script_call)(request, self._now_ms())
+            request = (script_source if self._use_source else script_call)(request)
         self._use_source = False
         if self._connection._sock is not self._socket:
             self._lose(redis.ConnectionError("closed by its owner"))
@@ -254,17 +252,9 @@ class Link:
         if self._sent:
             request, callback = self._sent.popleft()
             if reply is not None and isinstance(request, Command):
-                if request.timed:
-                    # The greatest is the nearest: a reply may have lain here for long.
-                    self._ahead_ms = max(self._ahead_ms, reply[0] - time.monotonic() * 1000)
                 reply = request.parse(reply)
             callback(reply)
         self._send_next()
-
-    def _now_ms(self) -> int:
-        """The server's time, by which it tells a call that comes late; 0 while it is not known."""
-        known = self._ahead_ms > -math.inf
-        return int(time.monotonic() * 1000 + self._ahead_ms) if known else 0
 
     def _has_more(self) -> bool:
         """Whether the next reply has come with the last."""
@@ -286,6 +276,8 @@ class Link:
         return request.script.name if isinstance(request, Command) else str(request and request[0])
 
     def _lose(self, error: Exception) -> None:
+        # The pause is between beginnings: after an attempt at a server that hangs there is none.
+        since = time.monotonic() if self._connection is not None else self._tried_at
         self._drop()
         if not self._lost and isinstance(error, _MOVING):
             self._say(logging.INFO, "%s is moving a slot; waiting", self._server.address)
@@ -293,7 +285,7 @@ class Link:
             error = unavailable(self._server, error)
             self._say(logging.WARNING, "%s It is tried again until it answers.", error)
         self._lost = True
-        self._retry_at = time.monotonic() + self._pause * random.uniform(0.5, 1.0)
+        self._retry_at = since + self._pause * random.uniform(0.5, 1.0)
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
 
     def _say(self, level: int, text: str, what: object) -> None:

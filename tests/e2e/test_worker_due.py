@@ -7,6 +7,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+import pytest
 from faults.lab import SOON, Lab
 from servers import Server, wait_until
 
@@ -15,8 +16,6 @@ from conveyor.orchestrator import Orchestrator
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 
 def test_scheduled_task_runs_when_it_is_due_and_not_before(lab: Lab) -> None:
@@ -146,6 +145,27 @@ def test_server_that_restarts_in_mid_run_costs_nothing(tmp_path: Path) -> None:
         assert lab.history.count("start", task_id=held.id) == 1
         worker.wait_for("is back")
         assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("seconds", [4.0, 7.5])  # the connections outlast the first
+def test_server_that_hangs_in_mid_run_costs_nothing(tmp_path: Path, seconds: float) -> None:
+    with (
+        Server() as server,
+        Lab(server.url, tmp_path) as lab,
+        lab.worker("-c", "2"),
+        lab.worker("-c", "2"),
+    ):
+        gate = lab.gate()
+        held = lab.tasks.hold.options(stall_timeout=2).map([(gate.path,)] * 2)
+        lab.wait_for_starts(*held)
+        server.pause()
+        time.sleep(seconds)  # that long it says nothing: every lease runs out
+        server.resume()
+        assert lab.tasks.add.delay(1, 1).wait(SOON) == 2
+        gate.open()
+        assert [one.wait(SOON) for one in held] == [1, 1]
+        assert [one.task().stall_retries for one in held] == [0, 0]
+        assert lab.history.count("start") == 2
 
 
 def test_worker_that_starts_before_its_server(tmp_path: Path) -> None:

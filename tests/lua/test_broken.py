@@ -104,8 +104,7 @@ def test_among_the_leased(
     spoil_task(engine, "bad", spoil)
     assert worker.renew(a, bad, b) == [1, 0, 1]
     assert worker.end(bad, "success") == 0
-    engine.advance(15)
-    engine.maintain()
+    engine.run_out(15)
     assert sorted(engine.ready()) == ["a", "b"]
     assert engine.places("bad") == []
     assert engine.broken() == {"bad": reason}
@@ -217,8 +216,7 @@ def test_beside_a_record_that_no_worker_ends(engine: Engine, worker: Worker, end
     engine.call("SET", engine.key("x:a"), "no hash")
     if end == "cancel":
         engine.cancel("a")
-    engine.advance(1)
-    engine.maintain()
+    engine.run_out(1)
     assert engine.places("a") == ["cancelled" if end == "cancel" else "failed"]
 
 
@@ -233,8 +231,7 @@ def test_where_runs_are_counted(engine: Engine, worker: Worker, end: str) -> Non
         assert worker.end(lease, "error", ERROR) == 1
     elif end == "retry":
         assert engine.run(commands.retry(engine.keys, "a", b"nonce")) == 1
-    engine.advance(15)
-    engine.maintain()
+    engine.run_out(15)
     assert engine.places("a") == ["r:5"]
     assert len(engine.task("a").attempts) == 1
     assert engine.broken() == {"a": "its runs were counted by no number"}

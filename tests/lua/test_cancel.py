@@ -93,8 +93,7 @@ def test_a_task_whose_worker_died_before_it_could_be_stopped_is_cancelled(
     engine.put("a")
     worker.claim()
     engine.cancel("a")
-    engine.advance(15)
-    engine.maintain()
+    engine.run_out(15)
     assert engine.places("a") == ["cancelled"]
 
 

@@ -117,8 +117,7 @@ def stall(**about: Any) -> Callable[[Engine, Worker], None]:
         engine.put("a", stall_ms=1000, **about)
         worker.claim()
         begin_here(engine)
-        engine.advance(1)
-        engine.maintain()
+        engine.run_out(1)
 
     return provoke
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from engine import Engine, Worker, ids
+from engine import NOTICE, Engine, Worker, ids
 from servers import Server, wait_until
 
 from conveyor import Conveyor
 from conveyor.broker import commands
-from conveyor.broker.broker import script_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,6 +50,39 @@ def test_a_lease_that_ran_out_unnoticed_may_still_be_renewed(
     assert engine.places("a") == ["l"]
 
 
+def test_a_lease_that_was_given_notice_may_still_be_renewed(engine: Engine, worker: Worker) -> None:
+    """After the server has hung, whoever reaps may come before those that renew."""
+    engine.put("a", stall_ms=1000, stall_retry_limit=0)
+    (lease,) = worker.claim()
+    for _ in range(2):
+        engine.advance(30)
+        assert engine.maintain().moved == 1
+        assert worker.renew(lease) == [1]
+        assert engine.score("l", "a") == engine.now_ms + 1000
+        engine.advance(NOTICE)
+        assert engine.maintain().moved == 0
+    engine.run_out(1)
+    assert engine.places("a") == ["failed"]
+
+
+@pytest.mark.parametrize("call", ["maintain", "claim"])
+def test_what_runs_out_is_looked_for_when_its_notice_ends(
+    engine: Engine, worker: Worker, call: str
+) -> None:
+    engine.put("a", stall_ms=1000)
+    worker.claim()
+    engine.advance(1)
+    if call == "claim":
+        Worker(engine, b"else").claim()
+    told = engine.maintain()
+    assert (told.next_due_ms, told.more) == (engine.now_ms + 501, False)
+    engine.advance(0.5)
+    assert engine.maintain().moved == 0
+    engine.advance(0.001)
+    assert engine.maintain().moved == 1
+    assert engine.places("a") == ["r:5"]
+
+
 def test_each_lease_of_a_renewal_has_its_own_verdict(engine: Engine, worker: Worker) -> None:
     engine.put("ended", "lost", "asked", "gone", "held")
     ended, lost, asked, gone, held = worker.claim(5)
@@ -65,8 +97,7 @@ def test_each_lease_of_a_renewal_has_its_own_verdict(engine: Engine, worker: Wor
 def test_a_lost_lease_is_not_brought_back(engine: Engine, worker: Worker) -> None:
     engine.put("a", stall_ms=1000)
     (lease,) = worker.claim()
-    engine.advance(1)
-    engine.maintain()
+    engine.run_out(1)
     assert worker.renew(lease) == [0]
     assert engine.places("a") == ["r:5"]
 
@@ -92,8 +123,7 @@ def test_what_ends_after_it_was_reaped_is_stale_and_not_settled_already(
 ) -> None:
     engine.put("a", stall_retry_limit=limit)
     (lease,) = worker.claim()
-    engine.advance(15)
-    engine.maintain()
+    engine.run_out(15)
     assert worker.end(lease, "success", b"\x07") == commands.Verdict.STALE
     assert engine.task("a").worker == worker.name.hex()
     assert engine.places("a") == (["r:5"] if limit else ["failed"])
@@ -103,8 +133,7 @@ def test_what_a_run_says_after_it_lost_its_lease_is_refused(engine: Engine, work
     engine.put("a", stall_ms=1000)
     (lost,) = worker.claim()
     command = commands.progress(engine.keys, "a", lost.token, "p", b"\x07")
-    engine.advance(1)
-    engine.maintain()
+    engine.run_out(1)
     assert engine.run(command) is False
     worker.claim()
     assert engine.run(command) is False
@@ -140,8 +169,7 @@ class TestSilenceOfTheServer:
             assert worker.renew(a, b) == [1, 1]
             assert worker.end(a, "success", b"\x07") == 1
 
-            wait_until_expired(engine, "b")
-            engine.maintain()
+            reap(engine, "b")
             assert engine.places("b") == ["failed"]
 
     def test_leases_renewed_since_the_restart_stall_as_ever(self, durable: Server) -> None:
@@ -154,8 +182,7 @@ class TestSilenceOfTheServer:
             durable.restart()
             greet(engine)
             assert worker.renew(lease) == [1]
-            wait_until_expired(engine, "a")
-            engine.maintain()
+            reap(engine, "a")
             assert engine.places("a") == ["r:5"]
             assert engine.task("a").stall_retries == 1
 
@@ -166,7 +193,7 @@ class TestSilenceOfTheServer:
         greet(engine)
         engine.advance(1)
         greet(engine)
-        engine.maintain()
+        engine.run_out(0)
         assert engine.places("a") == ["r:5"]
 
     def test_another_server_is_noticed(self, engine: Engine, worker: Worker) -> None:
@@ -180,41 +207,20 @@ class TestSilenceOfTheServer:
         other = Worker(engine, b"else")
         assert ids(other.claim()) == []
         assert engine.score("l", "a") == engine.now_ms + 1000
-        engine.advance(1)
+        engine.run_out(1)
         assert ids(other.claim()) == ["a"]
-
-    @pytest.mark.parametrize("call", ["maintain", "claim"])
-    def test_a_call_that_comes_late_tells_of_it(
-        self, engine: Engine, worker: Worker, call: str
-    ) -> None:
-        """A server that hangs is the same afterwards, and does first what was sent meanwhile."""
-        engine.put("a", stall_ms=2000)
-        (lease,) = worker.claim()
-        engine.advance(2)
-        sent = engine.now_ms
-        engine.advance(1)
-        _send(engine, call, sent)
-        assert engine.score("l", "a") == engine.now_ms + 2000
-        _send(engine, call, engine.now_ms)
-        assert worker.renew(lease) == [1]
-        engine.advance(2)
-        _send(engine, call, engine.now_ms)
-        assert engine.places("a") == (["r:5"] if call == "maintain" else ["l"])
-        assert worker.renew(lease) == [0]
-
-
-def _send(engine: Engine, call: str, sent_ms: int) -> None:
-    """As a worker's connection does, with the time when it is sent."""
-    command: commands.Command[Any] = commands.maintain(engine.keys)
-    if call == "claim":
-        other = {"sync": 1, "asynchronous": 0, "keep_success": 9, "park_ms": 9}
-        command = commands.settle(engine.keys, b"else", engine.now_ms, [], **other)
-    engine.call(*script_source(command, sent_ms))
 
 
 def greet(engine: Engine) -> None:
     """What everyone does first on a new connection."""
     engine.run(commands.hello(engine.keys, "", 0, b""))
+
+
+def reap(engine: Engine, task_id: str) -> None:
+    """Waits until a lease has run out, and the notice that it is given then."""
+    for _ in range(2):
+        wait_until_expired(engine, task_id)
+        engine.maintain()
 
 
 def wait_until_expired(engine: Engine, task_id: str) -> None:

@@ -42,8 +42,7 @@ def end(outcome: str) -> Callable[[Engine], None]:
 
 def stall(mute: Engine) -> None:
     Worker(mute).claim()
-    mute.advance(15)
-    mute.maintain()
+    mute.run_out(15)
 
 
 def cancel(mute: Engine) -> None:

@@ -116,8 +116,7 @@ def test_repeated_after_a_lost_reply_it_queues_once(engine: Engine, worker: Work
 def test_the_outcome_of_an_old_run_changes_nothing(engine: Engine, worker: Worker) -> None:
     engine.put("a", stall_retry_limit=0)
     (old,) = worker.claim()
-    engine.advance(15)
-    engine.maintain()
+    engine.run_out(15)
     assert engine.task("a").status is TaskStatus.FAILED
     retry(engine, "a")
     assert worker.end(old, "success", b"\x01") != 1

@@ -77,7 +77,7 @@ def test_a_lease_that_was_lost_changes_nothing(
 ) -> None:
     engine.put("a", stall_ms=1000)
     (lost,) = worker.claim()
-    engine.advance(1)
+    engine.run_out(1)
     other = Worker(engine, b"else")
     (current,) = other.claim()
     before = engine.call("GET", engine.key("t:a"))

@@ -111,8 +111,7 @@ def test_an_end_that_no_worker_brought_is_told(
     wait_until(waiting(engine, "a"), "the wait is registered")
     if move == "stall":
         worker.claim()
-    engine.advance(1)
-    engine.maintain()
+    engine.run_out(1)
     with pytest.raises(TaskFailed, match="TaskExpired" if move == "expire" else "TaskStalled"):
         wait.result(LONG)
 
@@ -179,8 +178,7 @@ def test_a_retry_is_no_end_and_keeps_who_waits(engine: Engine, worker: Worker) -
     assert listener.heard_nothing()
     assert ids(worker.claim()) == ["a"]
     assert engine.run(commands.wait(engine.keys, "one", ["a"])) == [True]
-    engine.advance(15)
-    engine.maintain()
+    engine.run_out(15)
     assert listener.heard_nothing()
     engine.cancel("a")
     assert listener.hear()[0] == b"a"

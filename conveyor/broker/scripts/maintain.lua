@@ -7,8 +7,7 @@
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves
 -- ARGV
---   ARGV[1]  ms      server time when this was sent, as far as the caller knows; 0 if it does not
---   ARGV[2]  number  most ids to move of each kind
+--   ARGV[1]  number  most ids to move of each kind
 -- RETURNS
 --   {server time in ms, ids moved, next due moment in ms or -1, 1 if more is due now, due entries
 --   (name, due moment in ms, definition, …: at most 20 and about 1 MiB)}
@@ -38,7 +37,7 @@ local MOVES = {
 
 local function head_of(set)
   local head = redis.call('ZRANGE', Q .. set, 0, 0, 'WITHSCORES')
-  return tonumber(head[2]) or math.huge
+  return math.ceil(tonumber(head[2]) or math.huge)
 end
 
 -- Moves up to `limit` of each set of a kind that is due, and keeps when the next is.
@@ -78,8 +77,7 @@ local function due_entries()
 end
 
 local was_due = moments.due or 0
-local limit = tonumber(ARGV[2])
-note_silence(tonumber(ARGV[1]))
+local limit = tonumber(ARGV[1])
 local moved = move_kind('due', limit) + move_kind('kept', limit)
 if moved > 0 then remember_time() end
 if was_due <= now then touch_lanes() end

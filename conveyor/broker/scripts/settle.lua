@@ -6,14 +6,13 @@
 --   KEYS[1]  hash    Q:m, the queue's memory; every other key of the queue is made from its name
 --   KEYS[2]  none    Q:absent, never there: so a cluster refuses the script while its slot moves
 -- ARGV
---   ARGV[1]  ms      server time when this was sent, as far as the caller knows; 0 if it does not
---   ARGV[2]  bytes   the worker's id (4 bytes)
---   ARGV[3]  number  number of this call, from 1: repeating a call returns the tasks it claimed before
---   ARGV[4]  number  most sync tasks to claim
---   ARGV[5]  number  most async tasks to claim
---   ARGV[6]  number  most successful records the queue keeps
---   ARGV[7]  ms      how long a task of unknown name stays parked
---   ARGV[8]  items   five arguments a lease from here on: id; token; outcome (success, error, timeout,
+--   ARGV[1]  bytes   the worker's id (4 bytes)
+--   ARGV[2]  number  number of this call, from 1: repeating a call returns the tasks it claimed before
+--   ARGV[3]  number  most sync tasks to claim
+--   ARGV[4]  number  most async tasks to claim
+--   ARGV[5]  number  most successful records the queue keeps
+--   ARGV[6]  ms      how long a task of unknown name stays parked
+--   ARGV[7]  items   five arguments a lease from here on: id; token; outcome (success, error, timeout,
 --                    fatal, fatal_timeout, stall, interrupted, cancelled, release, park); its bytes
 --                    (result, error or reason); ms until the retry. What is released or interrupted goes to the head
 --                    one by one: the last claimed comes first
@@ -56,8 +55,8 @@ function outcomes.park(id, record, reason)
   if cancelled_instead(id, record) then return end
   redis.call('SETRANGE', Q .. 't:' .. id, 2, string.char(PARKED))
   redis.call('HSET', extras(id), 'u', reason)
-  redis.call('ZADD', Q .. 'parked', now + ARGV[7], id)
-  wake_orchestrator('kept', now + ARGV[7])
+  redis.call('ZADD', Q .. 'parked', now + ARGV[6], id)
+  wake_orchestrator('kept', now + ARGV[6])
   arm_expiry(id, record)
   tell('task_updated', id)
   parked_for = worker_of(record)
@@ -84,19 +83,19 @@ end
 
 local function settle_all()
   local verdicts = {}
-  for i = 8, #ARGV, 5 do
+  for i = 7, #ARGV, 5 do
     verdicts[#verdicts + 1] = settle(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
   end
   if parked_for then tell_other_workers(parked_for) end
   if ended > 0 then note_ends(ended) end
-  if #verdicts > 0 then trim_to_cap(Q .. 'ok', tonumber(ARGV[6])) end
+  if #verdicts > 0 then trim_to_cap(Q .. 'ok', tonumber(ARGV[5])) end
   return verdicts
 end
 
-local call = tonumber(ARGV[3])
+local call = tonumber(ARGV[2])
 local claimed, leases, bytes = {}, {}, 0
 local read_before = 0
-local nonce = ARGV[2] .. struct.pack('<I4', call % 4294967296)
+local nonce = ARGV[1] .. struct.pack('<I4', call % 4294967296)
 
 -- A later run is told what the earlier ones left beside the record: data, progress, errors.
 local function give(id, record, starts)
@@ -173,7 +172,7 @@ local function claim_lane(lane, want)
   return false
 end
 
-local LAST = Q .. 'c:' .. ARGV[2]
+local LAST = Q .. 'c:' .. ARGV[1]
 
 -- The answer of an earlier call with this number whose reply was lost; what moved on since is left
 -- out. An earlier number comes from a connection that was given up: nobody reads the reply.
@@ -230,11 +229,10 @@ local function claim(sync, async)
   return ''
 end
 
-note_silence(tonumber(ARGV[1]))
 remember_time()
 local verdicts = settle_all()
 local left = ''
-local sync, async = tonumber(ARGV[4]), tonumber(ARGV[5])
+local sync, async = tonumber(ARGV[3]), tonumber(ARGV[4])
 if sync + async > 0 and not repeated() then left = claim(sync, async) end
 wake_workers(wake_orchestrator)
 return { now, verdicts, claimed, left, limited }

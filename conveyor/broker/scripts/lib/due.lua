@@ -1,6 +1,6 @@
 -- Moves what has come due, a bounded number a call: promotes, expires, reaps.
 -- Needs: record, clock, event, ready, finish, rerun.
--- Gives: expire_one, move_due, note_silence, pack_error, promote_one, reap_one.
+-- Gives: expire_one, move_due, pack_error, promote_one, reap_one.
 
 local function pack_error(kind, message) return cmsgpack.pack({ kind, message, '' }) end
 
@@ -35,14 +35,11 @@ local function expire_one(id)
   fail(id, record, pack_error('TaskExpired', 'Task has expired'))
 end
 
-local LATE_MS = 500
+-- A lease that has run out is given notice first: after the server has hung, whoever reaps may come
+-- before those that renew. The half tells that notice was given.
+local NOTICE_MS = 500.5
 
--- A call that comes late waited for a server that said nothing, and so may those that renew.
-local function note_silence(sent)
-  if sent == 0 or now - sent <= LATE_MS then return end
-  memory[2] = math.max(tonumber(memory[2]) or 0, sent)
-  redis.call('HSET', M, 'gap', memory[2])
-end
+local function noticed(expired_at) return expired_at % 1 > 0 end
 
 -- A lease last renewed before the server's silence is given a whole new one.
 local function silenced(record, expired_at)
@@ -61,6 +58,8 @@ local function reap_one(id, expired_at)
   if state_of(record) ~= PROCESSING then return set_aside(id, 'leased but not processing') end
   if silenced(record, expired_at) then
     redis.call('ZADD', Q .. 'l', now + read('I4', record, 77), id)
+  elseif not noticed(expired_at) then
+    redis.call('ZADD', Q .. 'l', now + NOTICE_MS, id)
   else
     after_stall(id, without_its_call(record), pack_error('TaskStalled', 'its worker died or went silent'))
   end
