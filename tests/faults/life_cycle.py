@@ -28,6 +28,8 @@ CLAIM_MOVES = 20
 BATCH = 100
 #: For how long a caller that got no reply may send a task again.
 RESEND = 6000
+#: What a lease that has run out is given: its moment is no whole one then.
+NOTICE = 500.5
 
 
 class Settlement(NamedTuple):
@@ -74,8 +76,7 @@ class Task:
 
     @property
     def ready_list(self) -> str:
-        lane = "a" if self.limits.flags & Flag.ASYNC else "r"
-        return f"{lane}:{self.limits.priority}"
+        return f"{'a' if self.limits.flags & Flag.ASYNC else 'r'}:{self.limits.priority}"
 
 
 @dataclass
@@ -252,9 +253,7 @@ class Model:
 
     def earliest(self) -> float:
         """When something is due next; infinite when nothing is."""
-        return min(
-            (one for moments in self.sets.values() for one in moments.values()), default=math.inf
-        )
+        return min(min(one.values(), default=math.inf) for one in self.sets.values())
 
     def counts(self) -> dict[str, int]:
         """What a status shows."""
@@ -286,8 +285,10 @@ class Model:
 
     def _reap(self, task_id: str, moment: float) -> None:
         task = self.tasks[task_id]
-        if moment - task.limits.stall_ms <= self.gap:
-            return self._put(task, PROCESSING, self.now + task.limits.stall_ms)
+        silenced = moment - task.limits.stall_ms <= self.gap
+        if silenced or moment == int(moment):
+            more = task.limits.stall_ms if silenced else NOTICE
+            return self._put(task, PROCESSING, self.now + more)
         task.nonce = task.nonce[:4] + bytes(4)
         return self._after_stall(task)
 
@@ -445,6 +446,5 @@ class Model:
 
 def _may_retry(task: Task, count: int, limit: int) -> bool:
     common = task.limits.retry_limit
-    return (common == UNLIMITED or task.errors + task.stalls < common) and (
-        limit == UNLIMITED or count < limit
-    )
+    within = common == UNLIMITED or task.errors + task.stalls < common
+    return within and (limit == UNLIMITED or count < limit)
