@@ -26,7 +26,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from msgpack import ExtType
-from typing_extensions import is_typeddict
+from typing_extensions import Format, get_annotations, is_typeddict
 
 from conveyor.errors import SerializationError
 
@@ -80,7 +80,7 @@ def types_in(annotation: object) -> set[type]:
             todo.append(type(item))
         elif is_typeddict(item):
             module = getattr(sys.modules.get(item.__module__), "__dict__", {})
-            todo += resolved(item.__annotations__, module, {})
+            todo += resolved(get_annotations(item, format=Format.FORWARDREF), module, {})
         elif not isinstance(item, type):
             origin, arguments = typing.get_origin(item), typing.get_args(item)
             todo += arguments[:1] if origin is typing.Annotated else (origin, *arguments)

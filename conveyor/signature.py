@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import sys
 from typing import TYPE_CHECKING, Any
+
+from typing_extensions import Format, get_annotations
 
 from conveyor.errors import ConfigurationError
 from conveyor.forms import resolved, types_in
@@ -15,6 +18,10 @@ if TYPE_CHECKING:
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _RESERVED = ("at", "after")
+#: Python 3.14 looks annotations up when they are asked for, and a name may not be there yet.
+_LENIENT: dict[str, Any] = (
+    {"annotation_format": Format.FORWARDREF} if sys.version_info >= (3, 14) else {}
+)
 
 
 class Signature:
@@ -31,7 +38,7 @@ class Signature:
 
     def __init__(self, function: Callable[..., Any], name: str, *, bind: bool) -> None:
         self._name = name
-        signature = inspect.signature(function)
+        signature = inspect.signature(function, **_LENIENT)
         parameters = list(signature.parameters.values())
         if bind:
             if not parameters or parameters[0].kind not in _POSITIONAL:
@@ -85,7 +92,7 @@ def annotated_types(function: Callable[..., Any], frame: FrameType | None = None
     own = {one.__name__: one for one in getattr(function, "__type_params__", ())}
     plain: Any = inspect.unwrap(function)
     names = {**getattr(plain, "__globals__", {}), **_local_names(plain, frame), **_enclosed(plain)}
-    annotations = inspect.get_annotations(function)
+    annotations = get_annotations(function, format=Format.FORWARDREF)
     return {kind for one in resolved(annotations, names, own) for kind in types_in(one)}
 
 

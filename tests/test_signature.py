@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import sys
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from conveyor.signature import Signature, annotated_types
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from somewhere import Missing  # type: ignore[import-not-found]
 
@@ -173,6 +175,42 @@ class Corner:
 
 def test_annotations_may_name_types_that_come_after_the_task() -> None:
     assert show.call(Shape(Corner(1))).pack()
+
+
+#: As it is written for Python 3.14, where an annotation is not looked up before it is asked for.
+_LATE = """
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
+from conveyor import Conveyor
+if TYPE_CHECKING:
+    from somewhere import Missing
+app = Conveyor("late", broker="redis://127.0.0.1:1/0")
+@app.task
+def show(shapes: list[Shape], options: Options, missing: Missing | None = None) -> None: ...
+@dataclass
+class Shape:
+    corner: Corner | None = None
+class Options(TypedDict):
+    color: Color
+@dataclass
+class Corner:
+    x: int
+@dataclass
+class Color:
+    name: str
+"""
+
+
+def test_annotations_are_not_looked_up_at_the_decoration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early = "" if sys.version_info >= (3, 14) else "from __future__ import annotations"
+    (tmp_path / "late_shapes.py").write_text(early + _LATE)
+    monkeypatch.syspath_prepend(tmp_path)
+    late = importlib.import_module("late_shapes")
+    assert late.show.call([late.Shape(late.Corner(1))], {"color": late.Color("red")}).pack()
+    with pytest.raises(TypeError, match=r"^late_shapes\.show\(shapes: .*Shape.*too many"):
+        late.show.delay(1, 2, 3, 4)
 
 
 def test_what_has_no_annotations_names_none() -> None:
