@@ -34,9 +34,9 @@ VERSION = 1
 #: error/stall retries, interruptions, common/error/stall limit, stall and acknowledgement ms,
 #: retain success and failed ms, length of name, length of payload.
 HEADER = struct.Struct("<BBBB6sI8s6s6s6s6s6s8I6s6sHI")
-#: What a worker's parent needs of a claimed record: token, stalls, stall ms, acknowledgement ms,
-#: length of name.
-LEASE = struct.Struct("<10x12s34xI16xII12xH")
+#: What a worker's parent needs of a claimed record: token, start, stalls, stall ms, acknowledgement
+#: ms, length of name.
+LEASE = struct.Struct("<10x12s6s28xI16xII12xH")
 #: The start counter within a token.
 FENCE = struct.Struct("<I8x")
 #: In a limit: no limit.

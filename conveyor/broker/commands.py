@@ -29,10 +29,11 @@ MOVED_AT_ONCE = 50
 #: Most bytes of records one call carries.
 BATCH_BYTES = 1_048_576
 
-#: In a worker's mailbox is a run to stop: its token, of so many bytes, then the task's id.
-TOKEN = 12
-#: Or this: something was parked, and it may know its name.
+#: In a worker's mailbox is a run to stop (its token, then the task's id), or this: something was
+#: parked, and it may know its name.
 PARKED_MAIL = b"\1parked"
+#: Or this and a moment in ms (6 bytes): the queue is destroyed, and so are all runs begun until then.
+GONE_MAIL = b"\1gone"
 
 _ENQUEUE = load_script("enqueue")
 _SETTLE = load_script("settle")

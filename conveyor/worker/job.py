@@ -34,14 +34,16 @@ class Job:
     """
 
     __slots__ = (
-        "acknowledge_ms", "claimed_at", "id", "lane", "name", "queue", "record", "sent_at",
+        "_started", "acknowledge_ms", "claimed_at", "id", "lane", "name", "queue", "record", "sent_at",
         "sequence", "stop", "suspect", "taken_at", "token",
     )  # fmt: skip
 
     def __init__(
         self, sequence: int, queue: int, task_id: bytes, record: bytes, claimed_at: float
     ) -> None:
-        self.token, stalls, _, self.acknowledge_ms, length = LEASE.unpack_from(record)
+        self.token, self._started, stalls, _, self.acknowledge_ms, length = LEASE.unpack_from(
+            record
+        )
         self.name = record[LEASE.size + 4 : LEASE.size + 4 + length]
         self.sequence = sequence
         self.queue = queue
@@ -53,6 +55,11 @@ class Job:
         self.sent_at = 0.0
         self.suspect = stalls >= SUSPECT_STALLS
         self.stop = 0
+
+    @property
+    def started_ms(self) -> int:
+        """When it was claimed, by the server's clock."""
+        return int.from_bytes(self._started, "little")
 
     def frame(self) -> JobFrame:
         """What a child is sent."""

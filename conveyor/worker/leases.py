@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from conveyor.broker.commands import GONE_MAIL
+
 if TYPE_CHECKING:
     from conveyor.worker.job import Job
 
@@ -39,10 +41,13 @@ class Leases:
                 del self._due[job.acknowledge_ms]
         return True
 
-    def find(self, queue: int, token: bytes, task_id: bytes) -> Job | None:
-        """The lease with this token on a task."""
-        jobs = (job for job in self._jobs.values() if job.queue == queue and job.id == task_id)
-        return next((job for job in jobs if job.token == token), None)
+    def to_stop(self, queue: int, mail: bytes) -> list[Job]:
+        """Those that a message in a queue's mailbox is about: one run, or all begun until a moment."""
+        jobs = [job for job in self._jobs.values() if job.queue == queue]
+        if mail.startswith(GONE_MAIL):
+            until_ms = int.from_bytes(mail.removeprefix(GONE_MAIL), "little")
+            return [job for job in jobs if job.started_ms <= until_ms]
+        return [job for job in jobs if job.token + job.id == mail]
 
     def next_due(self) -> float | None:
         """When the first is due to be renewed, monotonic."""

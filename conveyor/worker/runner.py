@@ -208,7 +208,7 @@ class Runner:
 
     def _lease_passed(self, job: JobFrame, now: float) -> bool:
         """Whether the parent was silent so long that the task may run elsewhere by now."""
-        _, _, stall_ms, acknowledge_ms, _ = LEASE.unpack_from(job.record)
+        *_, stall_ms, acknowledge_ms, _ = LEASE.unpack_from(job.record)
         # A renewal of the queue covers what was due; the rest was renewed up to an interval
         # earlier.
         renewed = self._slots.renewal(job.queue) - acknowledge_ms / 1000

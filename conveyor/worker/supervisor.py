@@ -21,7 +21,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from conveyor.broker import commands
-from conveyor.broker.commands import BATCH, PARKED_MAIL, TOKEN, Verdict
+from conveyor.broker.commands import BATCH, PARKED_MAIL, Verdict
 from conveyor.worker.announcement import Announcer, ignore_answer
 from conveyor.worker.child import Work
 from conveyor.worker.choice import Choice
@@ -427,8 +427,7 @@ class Supervisor:
             queue.look_for_parked()
             return
         if meaning == "stop":
-            job = self._held.leases.find(queue.index, member[:TOKEN], member[TOKEN:])
-            if job is not None:
+            for job in self._held.leases.to_stop(queue.index, member):
                 self._cancel(job)
             return
         queue.expect_work(meaning)

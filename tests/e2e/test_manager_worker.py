@@ -170,19 +170,21 @@ def test_live_workers_are_listed(lab: Lab) -> None:
 
 
 def test_a_queue_is_taken_apart_under_its_worker(lab: Lab) -> None:
-    gate = lab.gate()  # never opened
+    gate = lab.gate()
     manager = lab.app.manager()
-    with lab.worker("-c", "1") as worker:
-        running = lab.tasks.hold.delay(gate.path)
+    with lab.worker("-c", "3") as worker:
+        running = lab.tasks.hold.map([(gate.path,)] * 3)
         lab.tasks.effect.map([()] * 250)
         lab.tasks.effect.options(queue="default").schedule(after=600)
-        lab.wait_for_starts(running)
+        lab.wait_for_starts(*running)
         manager.destroy_queue()
-        with pytest.raises(TaskNotFound):
-            running.wait(SOON)
-        # It goes on with what is new there; the run that it had is stopped.
-        assert lab.tasks.add.delay(1, 2).wait(SOON) == 3
-        assert lab.history.count("start") == 1
+        for one in running:
+            with pytest.raises(TaskNotFound):
+                one.wait(SOON)
+        # It goes on with what is new there; the runs that it had are stopped, and leave room.
+        lab.wait_for_starts(*lab.tasks.hold.map([(gate.path,)] * 3))
+        assert lab.history.count("start") == 6
+        gate.open()
         worker.stop()
     manager.destroy_queue()
     assert lab.contents().keys == set()

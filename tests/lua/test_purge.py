@@ -170,13 +170,13 @@ def test_the_workers_of_running_tasks_are_told_and_can_change_nothing(
     engine: Engine, worker: Worker
 ) -> None:
     engine.run(commands.hello(engine.keys, b"work".hex(), 60_000, b"about"))
-    engine.put("a")
-    (lease,) = worker.claim()
+    engine.put("a", "b")
+    held = worker.claim(2)
     assert engine.run(commands.destroy(engine.keys))
-    mailbox = engine.keys.marker(b"work".hex())
-    assert engine.call("ZRANGE", mailbox, 0, -1) == [lease.token + b"a"]
+    told = commands.GONE_MAIL + engine.now_ms.to_bytes(6, "little")
+    assert engine.call("ZRANGE", engine.keys.marker(b"work".hex()), 0, -1) == [told]
     destroy(engine)
-    assert worker.end(lease, "success", b"\x07") == 0
+    assert [worker.end(lease, "success", b"\x07") for lease in held] == [0, 0]
     assert engine.counts() == {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from conveyor.broker.commands import GONE_MAIL
 from conveyor.options import make_plan
 from conveyor.records import Template
 from conveyor.settings import Settings
@@ -9,10 +10,11 @@ from conveyor.worker.job import Job
 from conveyor.worker.leases import Leases
 
 
-def job(sequence: int, *, interval: float = 5.0, queue: int = 0) -> Job:
+def job(sequence: int, *, interval: float = 5.0, queue: int = 0, started_ms: int = 0) -> Job:
     options = {"acknowledgement_interval": interval}
     plan = make_plan(options, Settings(), queue="q", is_async=False, timezone=None)
     record = Template("a.task", plan.limits, b"").record(b"")
+    record = record[:22] + started_ms.to_bytes(6, "little") + record[28:]
     return Job(sequence, queue, b"id-%d" % sequence, record, 0.0)
 
 
@@ -73,12 +75,28 @@ def test_a_dropped_lease_is_gone_and_dropping_it_again_says_so() -> None:
     leases = Leases()
     one = job(1)
     leases.add(one, 0.0)
-    assert leases.find(0, one.token, b"id-1") is one
-    assert leases.find(0, b"another one.", b"id-1") is leases.find(1, one.token, b"id-1") is None
     assert leases.drop(one)
     assert not leases.drop(one)
     assert (len(leases), leases.next_due()) == (0, None)
-    assert leases.find(0, one.token, b"id-1") is None
+    assert leases.to_stop(0, one.token + b"id-1") == []
+
+
+def test_a_message_names_the_run_to_stop() -> None:
+    leases = Leases()
+    one = job(1)
+    for each in (one, job(2)):
+        leases.add(each, 0.0)
+    assert leases.to_stop(0, one.token + b"id-1") == [one]
+    assert leases.to_stop(0, b"another one.id-1") == leases.to_stop(1, one.token + b"id-1") == []
+
+
+def test_a_message_ends_all_runs_of_its_queue_that_began_before_it() -> None:
+    leases = Leases()
+    early, late, elsewhere = job(1, started_ms=7), job(2, started_ms=8), job(3, queue=1)
+    for each in (early, late, elsewhere):
+        leases.add(each, 0.0)
+    assert leases.to_stop(0, GONE_MAIL + (7).to_bytes(6, "little")) == [early]
+    assert leases.to_stop(0, GONE_MAIL + (8).to_bytes(6, "little")) == [early, late]
 
 
 def test_all_are_due_once_the_server_is_back() -> None:

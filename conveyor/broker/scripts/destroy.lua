@@ -21,6 +21,9 @@ local REST = {
   'tombstones', 'gone', 'broken', 'starts', 'pace', 'k:r', 'k:a', 'k:o', 'm',
 }
 
+-- In one message, since its mailbox may be gone before it reads another: all runs until now are.
+local function stop_runs_of(worker) mail(worker, GONE_MAIL .. struct.pack('<I6', now)) end
+
 -- A worker that was forgotten may have left something; one that is announced is seen to in the end.
 local function forget_worker_of(record)
   local worker = worker_of(record)
@@ -31,7 +34,7 @@ local function remove(id, record)
   if not record then
     remove_record(id)
   else
-    if state_of(record) == PROCESSING then stop_run(id, record) end
+    if state_of(record) == PROCESSING then stop_runs_of(worker_of(record)) end
     forget_worker_of(record)
     vanish(id, record)
   end

@@ -1,10 +1,11 @@
 -- Mailboxes: a worker blocks on its own, and is told there what to look at.
 -- Needs: record.
--- Gives: PARKED_MAIL, forget_worker, mail, stop_run, worker_of.
+-- Gives: GONE_MAIL, PARKED_MAIL, forget_worker, mail, stop_run, worker_of.
 
 local MAILBOX_MS = 60000
--- No task has such an id, so it cannot be taken for one to stop.
+-- Both are shorter than a token, so they cannot be taken for a run to stop.
 local PARKED_MAIL = '\1parked'
+local GONE_MAIL = '\1gone'
 
 local function in_hex(bytes)
   return (string.gsub(bytes, '.', function(c) return string.format('%02x', string.byte(c)) end))
