@@ -34,8 +34,8 @@ class Job:
     """
 
     __slots__ = (
-        "_started", "acknowledge_ms", "claimed_at", "id", "lane", "name", "queue", "record", "sent_at",
-        "sequence", "stop", "suspect", "taken_at", "token",
+        "_started", "acknowledge_ms", "claimed_at", "id", "lane", "name", "queue", "record",
+        "sent_at", "sequence", "stop", "suspect", "taken_at", "token",
     )  # fmt: skip
 
     def __init__(

@@ -42,7 +42,7 @@ class Leases:
         return True
 
     def to_stop(self, queue: int, mail: bytes) -> list[Job]:
-        """Those that a message in a queue's mailbox is about: one run, or all begun until a moment."""
+        """Those that a message in a mailbox is about: one run, or all begun until a moment."""
         jobs = [job for job in self._jobs.values() if job.queue == queue]
         if mail.startswith(GONE_MAIL):
             until_ms = int.from_bytes(mail.removeprefix(GONE_MAIL), "little")

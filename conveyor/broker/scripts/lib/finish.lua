@@ -49,11 +49,13 @@ end
 
 -- A small outcome travels with the wake-up, and so does one whose record is gone.
 local function publish_outcome(id, record, removed)
-  local message = { id }
+  local extra, message = extras(id), { id }
+  local waiters = redis.call('HGET', extra, 'w')
+  redis.call('HDEL', extra, 'w')
   if removed or #record <= INLINE_OUTCOME then
     message = { id, record, read_extras(id) }
   end
-  tell_waiters(redis.call('HGET', extras(id), 'w'), message)
+  tell_waiters(waiters, message)
 end
 
 -- Removes a task that has no outcome: those who wait for it are told to look.
