@@ -20,7 +20,7 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 _RESERVED = ("at", "after")
 #: Python 3.14 looks annotations up when they are asked for, and a name may not be there yet.
 _LENIENT: dict[str, Any] = (
-    {"annotation_format": Format.FORWARDREF} if sys.version_info >= (3, 14) else {}
+    {"annotation_format": Format.STRING} if sys.version_info >= (3, 14) else {}
 )
 
 

@@ -32,7 +32,7 @@ BATCH_BYTES = 1_048_576
 #: In a worker's mailbox is a run to stop (its token, then the task's id), or this: something was
 #: parked, and it may know its name.
 PARKED_MAIL = b"\1parked"
-#: Or this and a moment in ms (6 bytes): the queue is destroyed, with all runs begun until then.
+#: Or this and a moment in ms (6 bytes): the queue is destroyed, with all runs begun before then.
 GONE_MAIL = b"\1gone"
 
 _ENQUEUE = load_script("enqueue")

@@ -24,7 +24,7 @@ The scripts make them from `memory`, the one key they are given; Python needs on
 | `Q:recurring:since` | hash  | the moment of each that whoever saw it due could not read, and put off  |
 | `Q:recurring:last` | hash   | moment and id of the last task of each                                  |
 | `Q:k:r`, `Q:k:a`, `Q:k:o` | zset | markers that idle workers and orchestrators block on             |
-| `Q:k:<worker>`     | zset   | mailbox of one worker: runs to stop (token, id)                         |
+| `Q:k:<worker>`     | zset   | mailbox of one worker: runs to stop, and more (`lib/mail.lua`)          |
 | `Q:c:<worker>`     | string | the worker's last claim, so that it can be repeated                     |
 | `Q:w`, `Q:w:<worker>` | set, string | live workers, for people only; the string's expiry tells who lives |
 | `Q:d:<process>`    | sharded channel | outcomes that a process waits for                              |

@@ -52,6 +52,9 @@ _SCRIPT = "@user_script"
 _REPLY_TIMEOUT, _BLOCKED_TIMEOUT = 5.0, 10.0
 #: Seconds after which a reply is not counted on any more.
 _LATE = 0.5
+#: Seconds after which an attempt has failed by a server that hangs, not by one that is down: the
+#: next follows at once, so that leases are renewed in the very moment that it goes on.
+_HUNG = 0.3
 
 
 class Link:
@@ -276,8 +279,8 @@ class Link:
         return request.script.name if isinstance(request, Command) else str(request and request[0])
 
     def _lose(self, error: Exception) -> None:
-        # The pause is between beginnings: after an attempt at a server that hangs there is none.
-        since = time.monotonic() if self._connection is not None else self._tried_at
+        now = time.monotonic()
+        hung = self._connection is None and now > self._tried_at + _HUNG
         self._drop()
         if not self._lost and isinstance(error, _MOVING):
             self._say(logging.INFO, "%s is moving a slot; waiting", self._server.address)
@@ -285,7 +288,7 @@ class Link:
             error = unavailable(self._server, error)
             self._say(logging.WARNING, "%s It is tried again until it answers.", error)
         self._lost = True
-        self._retry_at = since + self._pause * random.uniform(0.5, 1.0)
+        self._retry_at = now + (0.0 if hung else self._pause * random.uniform(0.5, 1.0))
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
 
     def _say(self, level: int, text: str, what: object) -> None:

@@ -43,7 +43,7 @@ class Bell:
         queues: Those it can hear: all of them, or one on a cluster.
         several: Whether the worker has more than one.
         beat: Whether to hear what comes due.
-        heard: Called with the queue and "r" or "a" (work) or the id of a task to stop.
+        heard: Called with the queue and "r" or "a" (work), or "stop" and the message.
     """
 
     def __init__(

@@ -42,11 +42,11 @@ class Leases:
         return True
 
     def to_stop(self, queue: int, mail: bytes) -> list[Job]:
-        """Those that a message in a mailbox is about: one run, or all begun until a moment."""
+        """Those that a message in a mailbox is about: one run, or all begun before a moment."""
         jobs = [job for job in self._jobs.values() if job.queue == queue]
-        if mail.startswith(GONE_MAIL):
-            until_ms = int.from_bytes(mail.removeprefix(GONE_MAIL), "little")
-            return [job for job in jobs if job.started_ms <= until_ms]
+        if mail[:-6] == GONE_MAIL:
+            gone_ms = int.from_bytes(mail[-6:], "little")
+            return [job for job in jobs if job.started_ms < gone_ms]
         return [job for job in jobs if job.token + job.id == mail]
 
     def next_due(self) -> float | None:

@@ -1,8 +1,7 @@
 """A task's life as the specification has it, in plain Python: what the server is compared with.
 
 A `Model` is told each step that the server is told, and answers what the server must answer. It
-knows nothing of scripts, keys or packed records. Times are whole milliseconds, on a clock that only
-`Model.now` moves.
+knows nothing of scripts, keys or packed records. Times are in ms; only `Model.now` moves the clock.
 """
 
 from __future__ import annotations
@@ -285,10 +284,11 @@ class Model:
 
     def _reap(self, task_id: str, moment: float) -> None:
         task = self.tasks[task_id]
-        silenced = moment - task.limits.stall_ms <= self.gap
-        if silenced or moment == int(moment):
-            more = task.limits.stall_ms if silenced else NOTICE
-            return self._put(task, PROCESSING, self.now + more)
+        noticed = moment != int(moment)
+        if moment - noticed * NOTICE - task.limits.stall_ms <= self.gap:
+            return self._put(task, PROCESSING, self.now + task.limits.stall_ms)
+        if not noticed:
+            return self._put(task, PROCESSING, self.now + NOTICE)
         task.nonce = task.nonce[:4] + bytes(4)
         return self._after_stall(task)
 

@@ -210,6 +210,22 @@ class TestSilenceOfTheServer:
         engine.run_out(1)
         assert ids(other.claim()) == ["a"]
 
+    def test_a_restart_while_notice_is_given_is_no_stall(
+        self, engine: Engine, worker: Worker
+    ) -> None:
+        greet(engine)
+        engine.put("a", stall_ms=400)
+        worker.claim()
+        engine.advance(0.4)
+        engine.maintain()
+        engine.call("HSET", engine.keys.memory, "run", "another")
+        greet(engine)
+        engine.advance(NOTICE)
+        engine.maintain()
+        assert engine.score("l", "a") == engine.now_ms + 400
+        engine.run_out(0.4)
+        assert engine.places("a") == ["r:5"]
+
 
 def greet(engine: Engine) -> None:
     """What everyone does first on a new connection."""

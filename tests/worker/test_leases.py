@@ -95,8 +95,8 @@ def test_a_message_ends_all_runs_of_its_queue_that_began_before_it() -> None:
     early, late, elsewhere = job(1, started_ms=7), job(2, started_ms=8), job(3, queue=1)
     for each in (early, late, elsewhere):
         leases.add(each, 0.0)
-    assert leases.to_stop(0, GONE_MAIL + (7).to_bytes(6, "little")) == [early]
-    assert leases.to_stop(0, GONE_MAIL + (8).to_bytes(6, "little")) == [early, late]
+    assert leases.to_stop(0, GONE_MAIL + (8).to_bytes(6, "little")) == [early]
+    assert leases.to_stop(0, GONE_MAIL + (9).to_bytes(6, "little")) == [early, late]
 
 
 def test_all_are_due_once_the_server_is_back() -> None:

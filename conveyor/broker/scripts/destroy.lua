@@ -21,7 +21,8 @@ local REST = {
   'tombstones', 'gone', 'broken', 'starts', 'pace', 'k:r', 'k:a', 'k:o', 'm',
 }
 
--- In one message, since its mailbox may be gone before it reads another: all runs until now are.
+-- In one message, since its mailbox may be removed before it reads another. All runs before now are
+-- gone, and none that begins now or later: nothing is claimed before the queue is.
 local function stop_runs_of(worker) mail(worker, GONE_MAIL .. struct.pack('<I6', now)) end
 
 -- A worker that was forgotten may have left something; one that is announced is seen to in the end.

@@ -36,15 +36,16 @@ local function expire_one(id)
 end
 
 -- A lease that has run out is given notice first: after the server has hung, whoever reaps may come
--- before those that renew. The half tells that notice was given.
+-- before those that renew. A fraction marks a lease under notice.
 local NOTICE_MS = 500.5
 
-local function noticed(expired_at) return expired_at % 1 > 0 end
+local function under_notice(expiry) return expiry % 1 > 0 end
 
 -- A lease last renewed before the server's silence is given a whole new one.
-local function silenced(record, expired_at)
+local function silenced(record, expiry)
   local gap = tonumber(memory[2])
-  return gap and expired_at - read('I4', record, 77) <= gap
+  if under_notice(expiry) then expiry = expiry - NOTICE_MS end
+  return gap and expiry - read('I4', record, 77) <= gap
 end
 
 -- Its worker is a stranger now: with another token, what it says of the run is refused as stale.
@@ -52,13 +53,13 @@ local function without_its_call(record)
   return string.sub(record, 1, 18) .. '\0\0\0\0' .. string.sub(record, 23)
 end
 
-local function reap_one(id, expired_at)
+local function reap_one(id, expiry)
   local record, reason = load(id)
   if not record then return set_aside(id, reason) end
   if state_of(record) ~= PROCESSING then return set_aside(id, 'leased but not processing') end
-  if silenced(record, expired_at) then
+  if silenced(record, expiry) then
     redis.call('ZADD', Q .. 'l', now + read('I4', record, 77), id)
-  elseif not noticed(expired_at) then
+  elseif not under_notice(expiry) then
     redis.call('ZADD', Q .. 'l', now + NOTICE_MS, id)
   else
     after_stall(id, without_its_call(record), pack_error('TaskStalled', 'its worker died or went silent'))
