@@ -271,7 +271,7 @@ class Manager:
     def destroy_queue(self) -> None:
         """Removes everything of this queue, and the queue from the known ones.
 
-        Runs are asked to stop, and what they say is refused. A worker that still listens stays: the
+        Runs are stopped, and what they say is refused. A worker that still listens stays: the
         queue is there again, empty, as soon as it calls. End the workers first to leave nothing.
         """
         return self._client.drive(self._queue.destroy())

@@ -253,7 +253,7 @@ class Worker:
     def renew(self, *held: Lease) -> Sequence[int]:
         """See renew.lua."""
         asked = [(lease.id.encode(), lease.token) for lease in held]
-        return self.engine.run(commands.renew(self.engine.keys, asked))
+        return self.engine.run(commands.renew(self.engine.keys, asked)).verdicts
 
 
 def settlement(lease: Lease, outcome: str, data: bytes = b"", *, delay_ms: int = 0) -> Settlement:

@@ -119,6 +119,13 @@ class Settled(NamedTuple):
     limited: int
 
 
+class Renewed(NamedTuple):
+    """The answer of renew.lua: a `Verdict` for each, and since when the queue has been."""
+
+    verdicts: Sequence[int]
+    since_ms: int
+
+
 class DueEntry(NamedTuple):
     """A recurring entry that is to be fired: see fire.lua."""
 
@@ -215,12 +222,12 @@ def settle(
     return Command(_SETTLE, keys.script, args, Settled._make)
 
 
-def renew(keys: QueueKeys, leases: Iterable[tuple[bytes, bytes]]) -> Command[Sequence[int]]:
-    """Extends leases (id, token); answers a `Verdict` for each."""
+def renew(keys: QueueKeys, leases: Iterable[tuple[bytes, bytes]]) -> Command[Renewed]:
+    """Extends leases (id, token)."""
     args: list[bytes | str | int] = []
     for lease in leases:
         args.extend(lease)
-    return Command(_RENEW, keys.script, args, _as_is)
+    return Command(_RENEW, keys.script, args, Renewed._make)
 
 
 def maintain(keys: QueueKeys, limit: int = MOVED_AT_ONCE) -> Command[Maintained]:
@@ -333,10 +340,6 @@ def snapshot(reply: Sequence[Any]) -> Snapshot:
 def pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
     """Reads a flat list of field, value, …"""
     return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _as_is(reply: Any) -> Any:
-    return reply
 
 
 def _parse_enqueued(ids: Sequence[bytes | str | int], reply: Sequence[Any]) -> list[bytes | None]:

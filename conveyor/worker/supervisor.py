@@ -40,7 +40,7 @@ from conveyor.worker.window import Window
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from conveyor.broker.commands import Settled
+    from conveyor.broker.commands import Renewed, Settled
     from conveyor.broker.link import Link
     from conveyor.client import Client
     from conveyor.task import BaseTask
@@ -282,18 +282,19 @@ class Supervisor:
         if not queue.link.connected:
             return  # once it is, all are due
 
-        def renewed(verdicts: Sequence[int] | None) -> None:
-            if verdicts is None:
+        def renewed(answer: Renewed | None) -> None:
+            if answer is None:
                 return
-            if Verdict.STALE in verdicts:
+            if Verdict.STALE in answer.verdicts:
                 self._recall()
             elif len(jobs) < BATCH:
                 for child in self._pool.children:
                     child.slots.renewed(queue.index, now)
-            for job, verdict in zip(jobs, verdicts, strict=True):
-                if verdict == Verdict.STALE:
+            for job, verdict in zip(jobs, answer.verdicts, strict=True):
+                lost = verdict == Verdict.STALE
+                if lost:
                     self._held.lose(job)
-                elif verdict == Verdict.CANCEL_ASKED:
+                if verdict == Verdict.CANCEL_ASKED or (lost and job.started_ms < answer.since_ms):
                     self._cancel(job)
 
         queue.link.send(commands.renew(queue.keys, [(job.id, job.token) for job in jobs]), renewed)

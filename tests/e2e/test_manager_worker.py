@@ -169,6 +169,21 @@ def test_live_workers_are_listed(lab: Lab) -> None:
     assert manager.get_workers() == []
 
 
+def test_runs_of_a_queue_that_is_gone_are_stopped_though_their_worker_was_not_told(
+    lab: Lab,
+) -> None:
+    gate = lab.gate()
+    hold = lab.tasks.hold.options(stall_timeout=3)
+    with lab.worker("-c", "3"):
+        running = hold.map([(gate.path,)] * 3)
+        lab.wait_for_starts(*running)
+        prefix = lab.app.client.broker.keys("default").prefix
+        lab.client.delete(*(prefix + name for name in lab.contents().keys))
+        lab.wait_for_starts(*hold.map([(gate.path,)] * 3))
+        assert lab.history.count("start") == 6
+        gate.open()
+
+
 def test_a_queue_is_taken_apart_under_its_worker(lab: Lab) -> None:
     gate = lab.gate()
     manager = lab.app.manager()

@@ -213,7 +213,7 @@ class LifeCycle(RuleBasedStateMachine):
         if self.held:
             task_id, token = self._pick(pick)
             command = commands.renew(self.engine.keys, [(task_id.encode(), token)])
-            assert self.engine.run(command) == [self.model.renew(task_id, token)]
+            assert self.engine.run(command).verdicts == [self.model.renew(task_id, token)]
 
     @rule(pick=picks)
     def speak(self, pick: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from engine import NOTICE, Engine, Worker, ids
+from engine import NOTICE, Engine, Lease, Worker, ids
 from servers import Server, wait_until
 
 from conveyor import Conveyor
@@ -92,6 +92,24 @@ def test_each_lease_of_a_renewal_has_its_own_verdict(engine: Engine, worker: Wor
     engine.cancel("asked")
     engine.call("DEL", engine.key("t:gone"))
     assert worker.renew(ended, lost, asked, gone, held, again) == [0, 0, 2, 0, 1, 1]
+
+
+def test_a_renewal_tells_since_when_the_queue_has_been(app: Conveyor) -> None:
+    engine = Engine(app, stopped=False)
+    worker = Worker(engine)
+    greet(engine)
+
+    def since_ms() -> int:
+        return engine.run(commands.renew(engine.keys, [])).since_ms
+
+    first = since_ms()
+    engine.put("a")
+    (lease,) = worker.claim()
+    assert 0 < since_ms() == first <= started_ms(lease)
+    wait_until(lambda: server_ms(engine) > started_ms(lease), "the next ms begins")
+    while engine.run(commands.destroy(engine.keys)):
+        pass
+    assert since_ms() > started_ms(lease)
 
 
 def test_a_lost_lease_is_not_brought_back(engine: Engine, worker: Worker) -> None:
@@ -244,8 +262,15 @@ def wait_until_expired(engine: Engine, task_id: str) -> None:
     until = engine.score("l", task_id)
     assert until is not None
 
-    def expired() -> bool:
-        seconds, microseconds = engine.call("TIME")
-        return int(seconds) * 1000 + int(microseconds) // 1000 >= until
+    wait_until(lambda: server_ms(engine) >= until, f"the lease of {task_id} has run out")
 
-    wait_until(expired, f"the lease of {task_id} has run out")
+
+def server_ms(engine: Engine) -> int:
+    """The server's own time."""
+    seconds, microseconds = engine.call("TIME")
+    return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def started_ms(lease: Lease) -> int:
+    """When a run was claimed."""
+    return int.from_bytes(lease.record[22:28], "little")

@@ -8,7 +8,8 @@
 -- ARGV
 --   ARGV[1]  leases  two arguments a lease: id; token
 -- RETURNS
---   one number a lease: 1 extended, 0 lost, 2 extended and the task's cancellation was asked for
+--   {one number a lease: 1 extended, 0 lost, 2 extended and the task's cancellation was asked for;
+--   since when the queue has been, in ms: what was claimed before that was destroyed}
 -- KEEPS
 --   2 tokens compared item by item, 4 server time, 5 bounded (at most 100 leases), 8 works when
 --   memory is full
@@ -23,4 +24,4 @@ end
 remember_time()
 local verdicts = {}
 for i = 1, #ARGV, 2 do verdicts[#verdicts + 1] = renew(ARGV[i], ARGV[i + 1]) end
-return verdicts
+return { verdicts, since }
