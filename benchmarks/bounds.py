@@ -46,9 +46,10 @@ def bounds(count: int) -> None:
     manager = app.manager(QUEUE)
     keys = app.client.broker.keys(QUEUE)
     manager.schedule_tasks([{"task": noop, "after": 3600}] * count)
-    for what, step in (("promoted", 7200), ("reaped", STALL_TIMEOUT + 1)):
-        _advance(keys.memory, step)
-        _until_done(lambda timed: timed.call(commands.maintain(keys)).more, f"{count:,} {what}")
+    for steps in ({"promoted": 7200}, {"given notice": STALL_TIMEOUT + 1, "reaped": 1}):
+        for what, seconds in steps.items():
+            _advance(keys.memory, seconds)
+            _until_done(lambda timed: timed.call(commands.maintain(keys)).more, f"{count:,} {what}")
         worker = os.urandom(4)
         calls = iter(range(1, count))
 

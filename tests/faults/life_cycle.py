@@ -228,7 +228,7 @@ class Model:
         task = self._held(task_id, token)
         if task is None:
             return 0
-        self.sets["l"][task_id] = self.now + task.limits.stall_ms
+        self.sets["l"][task_id] = max(self.now + task.limits.stall_ms, self.sets["l"][task_id])
         return 2 if task.cancel_asked else 1
 
     def speak(self, task_id: str, token: bytes) -> bool:

@@ -65,6 +65,17 @@ def test_a_lease_that_was_given_notice_may_still_be_renewed(engine: Engine, work
     assert engine.places("a") == ["failed"]
 
 
+def test_a_renewal_of_a_short_lease_is_not_over_before_its_notice(
+    engine: Engine, worker: Worker
+) -> None:
+    engine.put("a", stall_ms=1)
+    (lease,) = worker.claim()
+    engine.advance(0.001)
+    told = engine.maintain().next_due_ms
+    assert worker.renew(lease) == [1]
+    assert engine.score("l", "a") == told == engine.now_ms + 501
+
+
 @pytest.mark.parametrize("call", ["maintain", "claim"])
 def test_what_runs_out_is_looked_for_when_its_notice_ends(
     engine: Engine, worker: Worker, call: str

@@ -17,7 +17,8 @@
 local function renew(id, token)
   local record = load(id)
   if not record or token_of(record) ~= token or state_of(record) ~= PROCESSING then return 0 end
-  redis.call('ZADD', Q .. 'l', now + read('I4', record, 77), id)
+  -- Never earlier: notice may have been given for longer than a short lease, and nobody would wake.
+  redis.call('ZADD', Q .. 'l', 'GT', now + read('I4', record, 77), id)
   return has_flag(record, CANCEL_ASKED) and 2 or 1
 end
 
