@@ -161,14 +161,17 @@ def test_what_waits_while_a_suspect_has_the_only_child_is_left_in_the_queue(lab:
 
 def test_nothing_waits_behind_a_suspect_that_waits_for_a_child(lab: Lab) -> None:
     gate, other = lab.gate(), lab.gate()
-    with lab.worker("-c", "1") as worker:
-        suspect = _make_suspect(lab, lab.tasks.ahold, gate)
+    side = lab.app.manager("side")
+    with lab.worker("-c", "1", "-Q", "side") as worker:
+        suspect = _make_suspect(lab, lab.tasks.ahold.options(queue="side"), gate)
         wait_until(lambda: suspect.task().stall_retries == 2, "to run later", seconds=SOON)
         worker.kill()
     busy = lab.tasks.hold.map([(other.path,)] * 2)
     wait_until(lambda: suspect.task().enqueue_after < datetime.now(UTC), "its time has come")
-    with lab.worker("-c", "2"):
+    side.pause_queue()
+    with lab.worker("-c", "2", "-Q", "default,side"):
         lab.wait_for_starts(*busy)
+        side.resume_queue()
         # No child is free for the suspect alone, but one is for coroutines.
         assert [one.wait(SOON) for one in lab.tasks.aadd.map([(1, n) for n in range(50)])]
         assert lab.history.count("start", task_id=suspect.id) == 2
