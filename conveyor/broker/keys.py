@@ -6,7 +6,7 @@ The scripts make them from `memory`, the one key they are given; Python needs on
 | key                | type   | holds                                                                   |
 |--------------------|--------|-------------------------------------------------------------------------|
 | `Q:absent`         | -      | never there: a cluster refuses scripts while it moves the queue's slot |
-| `Q:m`              | hash   | memory: last time seen, next due moments, server run id, counters; `paused` since when, `limit` (points:ms), `hold`: until when nothing is claimed; `unheard`: nobody listens |
+| `Q:m`              | hash   | memory: last time `seen`, `since` when the queue has been, next due moments, server run id, counters; `paused` since when, `limit` (points:ms), `hold`: until when nothing is claimed; `unheard`: nobody listens |
 | `Q:t:<id>`         | string | one record (see `records.py`)                                           |
 | `Q:x:<id>`         | hash   | extras: p progress, d data, e error, n and a0-a9 attempts, w waiters, u parked because, r the call that retried it |
 | `Q:r:<0-9>`, `Q:a:<0-9>` | list | ready ids, sync (or unknown) and async, by priority               |

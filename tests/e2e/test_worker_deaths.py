@@ -171,9 +171,11 @@ def test_nothing_waits_behind_a_suspect_that_waits_for_a_child(lab: Lab) -> None
     side.pause_queue()
     with lab.worker("-c", "2", "-Q", "default,side"):
         lab.wait_for_starts(*busy)
+        wait_until(lambda: suspect.status is TaskStatus.QUEUED, "it is the first in line")
+        behind = lab.tasks.aadd.options(queue="side").map([(1, n) for n in range(50)])
         side.resume_queue()
         # No child is free for the suspect alone, but one is for coroutines.
-        assert [one.wait(SOON) for one in lab.tasks.aadd.map([(1, n) for n in range(50)])]
+        assert [one.wait(SOON) for one in behind]
         assert lab.history.count("start", task_id=suspect.id) == 2
         other.open()
         lab.wait_for_starts(suspect, runs=3)

@@ -172,7 +172,10 @@ def test_the_workers_of_running_tasks_are_told_and_can_change_nothing(
     engine.run(commands.hello(engine.keys, b"work".hex(), 60_000, b"about"))
     engine.put("a", "b")
     held = worker.claim(2)
+    engine.advance(0.001)
     assert engine.run(commands.destroy(engine.keys))
+    asked = [(lease.id.encode(), lease.token) for lease in held]
+    assert engine.run(commands.renew(engine.keys, asked)) == ([0, 0], engine.now_ms)
     told = commands.GONE_MAIL + engine.now_ms.to_bytes(6, "little")
     assert engine.call("ZRANGE", engine.keys.marker(b"work".hex()), 0, -1) == [told]
     destroy(engine)

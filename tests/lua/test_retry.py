@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from engine import ERROR, Engine, Worker, ids
+from engine import ERROR, NOTICE, Engine, Worker, ids
 
 from conveyor import TaskStatus
 from conveyor.packing import pack_error
@@ -143,7 +143,11 @@ def test_a_silent_worker_stalls_its_tasks(engine: Engine, worker: Worker) -> Non
     engine.advance(0.999)
     engine.maintain()
     assert engine.places("a") == ["l"]
-    engine.run_out(0.001)
+    engine.advance(0.001)
+    assert engine.maintain().moved == 1
+    assert engine.places("a") == ["l"]  # under notice
+    engine.advance(NOTICE)
+    assert engine.maintain().moved == 1
     task = engine.task("a")
     assert (task.status, task.stall_retries) == (TaskStatus.QUEUED, 1)
     assert [run.outcome for run in task.attempts] == ["stall"]

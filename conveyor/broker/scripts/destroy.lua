@@ -50,7 +50,8 @@ local function forget_broken()
   end
 end
 
-redis.call('HSET', M, 'hold', math.max(hold, now + HOLD_MS))
+-- Whoever renews a run that is gone by now learns that it was destroyed, and stops it.
+redis.call('HSET', M, 'hold', math.max(hold, now + HOLD_MS), 'since', now)
 empty_lists(function(id, record)
   if not record or state_of(record) ~= QUEUED then unbury(id) end
   return remove(id, record)
