@@ -89,7 +89,8 @@ endings = st.lists(
     st.tuples(picks, st.sampled_from(OUTCOMES), st.sampled_from((0, 1, 500))), max_size=4
 )
 
-# Everything the queue holds, in one reply: lists, sorted sets, tombstones, memory, broken, records.
+# Everything the queue holds, in one reply: lists, sorted sets, tombstones, memory, broken, records,
+# starts.
 _DUMP = """
 local reply = { {}, {}, {}, {} }
 for i = 2, 21 do reply[1][i - 1] = redis.call('LRANGE', KEYS[1] .. ARGV[i], 0, -1) end
@@ -104,9 +105,22 @@ for i = 0, tonumber(ARGV[1]) do
   local record = redis.call('GET', KEYS[1] .. 't' .. id)
   reply[4][i + 1] = { record, redis.call('HGET', KEYS[1] .. 'x' .. id, 'n') }
 end
+reply[5] = redis.call('LRANGE', KEYS[1] .. 'starts', 0, -1)
 return reply
 """
 _SORTED = (*SETS.values(), "e")
+
+
+class Contents(NamedTuple):
+    """Everything the queue holds, as it was read."""
+
+    ready: dict[str, list[str]]
+    sets: dict[str, dict[str, float]]
+    tombstones: dict[str, int]
+    memory: dict[str, str]
+    broken: dict[str, str]
+    records: dict[str, tuple[Any, ...]]
+    starts: list[int]
 
 
 class LifeCycle(RuleBasedStateMachine):
@@ -254,36 +268,45 @@ class LifeCycle(RuleBasedStateMachine):
     # What is true after every step.
 
     @invariant()
-    def the_server_holds_what_the_model_holds(self) -> None:
-        ready, sets, (tombstones, memory, broken), records = self._dump()
-        assert ready == {name: ids for name, ids in self.model.ready.items() if ids}
-        assert sets == self.model.sets
-        assert broken == {}
+    def what_the_server_holds_is_right(self) -> None:
+        contents = self._dump()
+        self._is_what_the_model_holds(contents)
+        self._each_task_is_in_one_place(contents)
+
+    @invariant()
+    def the_counts_are_right(self) -> None:
+        status = self.engine.run(commands.status(self.engine.keys))
+        counts = dict(zip(status._fields[1:8], status[1:8], strict=True))
+        assert counts == self.model.counts()
+
+    def _is_what_the_model_holds(self, contents: Contents) -> None:
+        memory = contents.memory
+        assert contents.ready == {name: ids for name, ids in self.model.ready.items() if ids}
+        assert contents.sets == self.model.sets
+        assert contents.broken == {}
         buried = {one: count for one, count in self.model.tombstones.items() if count}
-        assert tombstones == buried
+        assert contents.tombstones == buried
         assert int(memory.get("tombstones", 0)) == sum(buried.values())
         counted = {name: int(memory.get(name, 0)) for name in ENDED.values()}
         assert counted == {name: self.model.ended[name] for name in ENDED.values()}
-        assert records == {one.id: _facts(one) for one in self.model.tasks.values()}
+        assert contents.records == {one.id: _facts(one) for one in self.model.tasks.values()}
         assert ("paused" in memory) == self.model.paused
-        starts = self.engine.call("LRANGE", self.engine.key("starts"), 0, -1)
-        assert [int(start) for start in starts] == self.model.starts
+        assert contents.starts == self.model.starts
         # Whoever sleeps until the moment that was announced, a whole ms, sleeps past nothing.
         told = min(float(memory.get(name, math.inf)) for name in ("due", "kept"))
         assert told <= self.model.earliest() + 0.5
 
-    @invariant()
-    def each_task_is_in_one_place(self) -> None:
-        ready, sets, (tombstones, _, _), records = self._dump()
+    def _each_task_is_in_one_place(self, contents: Contents) -> None:
+        records = contents.records
         places: dict[str, list[str]] = {task_id: [] for task_id in records}
-        for name, ids in ready.items():
+        for name, ids in contents.ready.items():
             for task_id in ids:
                 places.setdefault(task_id, []).append(name)
-        for task_id, count in tombstones.items():
+        for task_id, count in contents.tombstones.items():
             assert len(places[task_id]) >= count
             del places[task_id][:count]
         for name in SETS.values():
-            for task_id in sets[name]:
+            for task_id in contents.sets[name]:
                 places.setdefault(task_id, []).append(name)
         for task_id, found in places.items():
             state = records[task_id][0] if task_id in records else None
@@ -291,13 +314,7 @@ class LifeCycle(RuleBasedStateMachine):
             assert len(found) == expected, f"{task_id} is in {found}"
             if state is not None and state != QUEUED:
                 assert found == [SETS[state]]
-        assert all(records[one][0] in (QUEUED, PARKED, 0) for one in sets["e"])
-
-    @invariant()
-    def the_counts_are_right(self) -> None:
-        status = self.engine.run(commands.status(self.engine.keys))
-        counts = dict(zip(status._fields[1:8], status[1:8], strict=True))
-        assert counts == self.model.counts()
+        assert all(records[one][0] in (QUEUED, PARKED, 0) for one in contents.sets["e"])
 
     def _any(self, pick: int) -> str:
         """The id of a task that is there, or of one that may be."""
@@ -358,11 +375,11 @@ class LifeCycle(RuleBasedStateMachine):
             assert record[10:22] == self.model.tasks[task_id].token
             self.held.append((task_id, record[10:22]))
 
-    def _dump(self) -> Any:
+    def _dump(self) -> Contents:
         reply = self.engine.call(
             "EVAL", _DUMP, 1, self.engine.keys.prefix, HIGHEST, *LISTS, *_SORTED
         )
-        lists, sorts, hashes, raw = reply
+        lists, sorts, hashes, raw, starts = reply
         ready = {
             name: [one.decode() for one in ids]
             for name, ids in zip(LISTS, lists, strict=True)
@@ -381,7 +398,7 @@ class LifeCycle(RuleBasedStateMachine):
             for number, (record, attempts) in enumerate(raw)
             if record
         }
-        return ready, sets, (counts, memory, broken), records
+        return Contents(ready, sets, counts, memory, broken, records, [int(one) for one in starts])
 
 
 def _pairs(flat: list[bytes]) -> Any:
