@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import compileall
+import signal
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +22,14 @@ _numbers = count(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compiles what hundreds of processes import, which each would compile for itself otherwise.
+    """Prepares what all the processes share that tests will start.
 
-    Python itself keeps what it has compiled, but not where PYTHONDONTWRITEBYTECODE is set.
+    What hundreds of them import is compiled: Python itself keeps what it has compiled, but not
+    where PYTHONDONTWRITEBYTECODE is set. And Ctrl-C ends them even where a shell runs pytest in the
+    background and has it ignored, which they would inherit.
     """
     if not hasattr(config, "workerinput"):  # once, and not in each of xdist's processes
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         for directory in (Path(conveyor.__file__).parent, Path(__file__).parent):
             compileall.compile_dir(directory, quiet=2)
 
