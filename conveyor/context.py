@@ -170,3 +170,8 @@ def enter(context: Context) -> contextvars.Token[Context]:
 def leave(token: contextvars.Token[Context]) -> None:
     """Undoes `enter`."""
     _current.reset(token)
+
+
+def detach(context: Context) -> None:
+    """Has a run that has ended lend its slot no more: what it left behind has none."""
+    context._lender = None  # pyright: ignore[reportPrivateUsage]

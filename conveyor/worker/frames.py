@@ -16,6 +16,8 @@ import struct
 import tempfile
 from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
+from conveyor.packing import pack_error
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -213,13 +215,20 @@ def receive_outcome(sock: socket.socket) -> OutcomeFrame | None:
 
 
 def receive_large_outcome(sock: socket.socket) -> OutcomeFrame | None:
-    """The next large outcome, or None when the child is gone.
+    """The next large outcome, or None when the child is gone; a short one, if it lost its file.
 
     Raises:
         BlockingIOError: There is none now.
     """
     data, ancillary, _, _ = sock.recvmsg(BUFFER, _ANCILLARY, socket.MSG_DONTWAIT)
-    return _outcome(data, _read_file(ancillary)) if data else None
+    if not data:
+        return None
+    try:
+        return _outcome(data, _read_file(ancillary))
+    except OSError as error:
+        frame = _outcome(data, pack_error("OSError", str(error)))
+        success = frame.outcome == Outcome.SUCCESS
+        return frame._replace(outcome=Outcome.FATAL) if success else frame
 
 
 def _outcome(data: bytes, body: bytes) -> OutcomeFrame:

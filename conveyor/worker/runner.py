@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from conveyor.backoff import DEFAULT_BACKOFF
-from conveyor.context import Context
+from conveyor.context import Context, detach
 from conveyor.errors import PayloadTooLarge, Retry, TaskCancelled, TaskTimeout
 from conveyor.moments import LONGEST_MS
 from conveyor.packed_options import Options
@@ -127,14 +127,16 @@ class Runner:
         if self._lease_passed(job, now):
             self._send(job, Outcome.RELEASE, b"", 0, 0)
             return None
+        self._slots.begin(slot, job.sequence, 0.0)
         try:
             payload = payload_of(job.record)
             options = Options.unpack(payload.options)
-            timed = options.execution_timeout and not self._hooked
-            deadline = now + (options.execution_timeout or 0.0) if timed else 0.0
+            if options.execution_timeout and not self._hooked:
+                self._slots.time(slot, now + options.execution_timeout)
             args, kwargs = self._client.codec.decode_call(payload.call)
-        except Exception as error:  # whatever is wrong with a record is its own task's trouble
-            self._send(job, Outcome.FATAL, pack_error("SerializationError", str(error)), 0, 0)
+        except BaseException as error:  # what arguments are made of may raise anything
+            self._send(job, Outcome.FATAL, pack_error("SerializationError", _message(error)), 0, 0)
+            self._slots.end(slot)
             return None
         definition = self._tasks[payload.name.encode()]
         context = Context(
@@ -149,7 +151,6 @@ class Runner:
         )
         if definition.bind:
             args = (context, *args)
-        self._slots.begin(slot, job.sequence, deadline)
         return Run(job, slot, definition, args, kwargs, context, options, now)
 
     def arm(self, run: Run) -> None:
@@ -205,6 +206,7 @@ class Runner:
             short = self._shortened(run, ending, error)
             self._send(run.job, short.outcome, short.data, round(short.delay * 1000), elapsed_us)
         self._slots.end(run.slot)
+        detach(run.context)
 
     def _lease_passed(self, job: JobFrame, now: float) -> bool:
         """Whether the parent was silent so long that the task may run elsewhere by now."""

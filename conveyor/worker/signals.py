@@ -78,5 +78,5 @@ class Signals:
         self._write.close()
 
     def read(self) -> list[signal.Signals]:
-        """The signals that came, in order."""
-        return [signal.Signals(number) for number in self.sock.recv(1024)]
+        """Those of these signals that came, in order; Python tells of all that have a handler."""
+        return [signal.Signals(n) for n in self.sock.recv(1024) if n in self._numbers]

@@ -9,6 +9,7 @@ import socket
 import pytest
 
 from conveyor.moments import LONGEST_MS
+from conveyor.packing import unpack_error
 from conveyor.worker.frames import (
     INLINE,
     JobFrame,
@@ -90,6 +91,25 @@ def test_taking_back_large_jobs_leaves_no_file_open() -> None:
             take_back(far)
         after = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     assert after == before
+
+
+@pytest.mark.parametrize(
+    ("sent", "heard"), [(Outcome.SUCCESS, Outcome.FATAL), (Outcome.ERROR, Outcome.ERROR)]
+)
+def test_a_large_outcome_that_lost_its_file_comes_as_a_short_one(sent: int, heard: int) -> None:
+    near, far = make_pair()
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with near, far:
+        send_outcome(far, far, OutcomeFrame(3, sent, 40, 5, bytes(INLINE + 1)))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # nothing more can be opened
+        try:
+            frame = receive_large_outcome(near)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert frame is not None
+    assert frame[:4] == (3, heard, 40, 5)
+    kind, message, _ = unpack_error(frame.data)
+    assert (kind, "came without its file" in message) == ("OSError", True)
 
 
 def fill(sock: socket.socket) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import signal
 import threading
 import time
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import pytest
 from servers import wait_until
 
 from conveyor import Conveyor, Plugin
+from conveyor.context import await_for
 from conveyor.options import make_plan
 from conveyor.packed_options import Options
 from conveyor.plugins import Plugins
@@ -56,12 +59,19 @@ class Parent:
     def __init__(self, loans: type[Loans] = Loans) -> None:
         app = Conveyor("lanes", broker="redis://localhost:1")
         self.begun = 0
+        self.left_alone = asyncio.Event()
+        self.future: Future[None] = Future()
 
         @app.task(name="spin")
         def spin() -> None:
             self.begun += 1
             while True:
                 time.sleep(0.001)
+
+        @app.task(name="leave")
+        async def leave() -> None:
+            self.begun += 1
+            self.left = asyncio.create_task(self._stay())
 
         self._encode = app.client.codec.encode_call
         self.work, self.work_far = make_pair()
@@ -70,7 +80,7 @@ class Parent:
         self.slots = Slots(2, 1)
         self.loans = loans(self.small_far, lambda _on: None)
         self.runner = Runner(
-            {b"spin": spin.definition},
+            {b"spin": spin.definition, b"leave": leave.definition},
             app.client,
             ["q"],
             self.slots,
@@ -79,11 +89,13 @@ class Parent:
             self.large_far,
         )
 
-    def run(self, *sequences: int) -> None:
+    async def _stay(self) -> None:
+        await self.left_alone.wait()
+        await await_for(self.future)
+
+    def run(self, *sequences: int, name: str = "spin") -> None:
         plan = make_plan({}, Settings(), queue="q", is_async=False, timezone=None)
-        record = Template("spin", plan.limits, Options().pack()).record(
-            self._encode("spin", (), {})
-        )
+        record = Template(name, plan.limits, Options().pack()).record(self._encode(name, (), {}))
         for sequence in sequences:
             now = time.monotonic()
             send_job(self.work, JobFrame(sequence, 0, b"id", record, now, now))
@@ -159,6 +171,21 @@ def test_a_loop_about_to_be_run_again_is_run_by_nobody_else(parent: Parent) -> N
     lane.join()
     lane.loop.close()
     assert where == ["conveyor-async"]
+
+
+def test_what_a_run_left_behind_lends_no_slot(parent: Parent) -> None:
+    lane = AsyncLane(parent.runner, parent.slots, parent.loans, parent.work_far, 1, 1)
+    lane.start()
+    parent.run(1, name="leave")
+    assert [frame.outcome for frame in parent.outcomes(1)] == [Outcome.SUCCESS]
+    lane.loop.call_soon_threadsafe(parent.left_alone.set)
+    asyncio.run_coroutine_threadsafe(asyncio.sleep(0.01), lane.loop).result(SOON)
+    assert parent.loans.runs == {}
+    parent.future.set_result(None)
+    wait_until(lambda: parent.left.done(), "it has ended", seconds=SOON)
+    parent.work.close()
+    lane.join()
+    lane.loop.close()
 
 
 def _exit() -> None:
