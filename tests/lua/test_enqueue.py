@@ -44,6 +44,14 @@ def test_another_call_under_the_id_gets_the_record_that_is_there(engine: Engine)
     assert engine.ready() == ["a", "b"]
 
 
+def test_what_exists_is_told_of_without_its_result(engine: Engine, worker: Worker) -> None:
+    engine.put("a", args=(1,))
+    worker.run("a", "success", b"result")
+    (existing,) = engine.enqueue(engine.new("a", 2))
+    assert existing is not None
+    assert existing.endswith(payload_of(engine.new("a", 1).record).call)
+
+
 @pytest.mark.parametrize("on_existing", ["return", "error", "replace_ended"])
 def test_a_task_that_has_not_ended_is_never_replaced(
     engine: Engine, worker: Worker, on_existing: str

@@ -10,8 +10,8 @@
 --   ARGV[2]  ids     four arguments a task from here on: id; due ("" now, "+ms" from now, or POSIX ms);
 --                    expires ("" never, "+ms" after due, or POSIX ms); record with its times zero
 -- RETURNS
---   server time in ms, then for each task 1 if it was created, the record that already has its id, or
---   0 if what has its id is no record
+--   server time in ms, then for each task 1 if it was created, the record that already has its id
+--   (without its result), or 0 if what has its id is no record
 -- KEEPS
 --   1 one place per id, 4 server time, 5 bounded (the caller sends at most 100 tasks or 1 MiB),
 --   7 repeating it adds nothing: the same call under the same id is ours, also where it has ended
@@ -39,7 +39,8 @@ local function add(id, due_text, expires_text, record)
   replace_if_ended(id, record)
   if add_new(id, due_text, expires_text, record) then return 1 end
   local existing = load(id)
-  return existing and same_call(record, existing) and 1 or existing or 0
+  if not existing then return 0 end
+  return same_call(record, existing) and 1 or string.sub(existing, 1, length_without_result(existing))
 end
 
 local reply = { now }
