@@ -112,7 +112,8 @@ def source_files(directory: Path) -> list[Path]:
 
 async def parse_all(files: Sequence[Path], children: int, kill: bool, console: Console) -> Story:
     """Sends every file, has a worker work until the queue is empty, and follows the results."""
-    command = ("-m", "conveyor", "-A", "conveyor.demo", "worker", "--burst", "-c", str(children))
+    worker_of = ("-P", "-m", "conveyor", "-A", "conveyor.demo", "worker")
+    command = (*worker_of, "--burst", "-c", str(children))
     with tempfile.TemporaryFile() as log:
         async with app:
             began = time.perf_counter()
@@ -123,7 +124,8 @@ async def parse_all(files: Sequence[Path], children: int, kill: bool, console: C
             try:
                 if await worker.wait():
                     log.seek(0)
-                    raise ConveyorError(f"the worker failed; its log:\n{log.read().decode()}")
+                    said = log.read().decode().rstrip().rpartition("\n")[2]
+                    raise ConveyorError(f"the worker failed, and said last: {said}")
                 await asyncio.wait([work], timeout=LAST_WORDS)
                 if not work.done():
                     raise ConveyorError("the worker has ended, but not all of its tasks have")

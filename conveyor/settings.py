@@ -191,9 +191,8 @@ def check_setting(name: str, value: object, origin: str, *, text: bool = False) 
     try:
         return rule.check(rule.read(str(value)) if text else value)
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(
-            f"{name} cannot be {value!r} ({origin}): use {rule.allowed}"
-        ) from error
+        allowed = rule.allowed.replace("math.inf", "inf") if text else rule.allowed
+        raise ConfigurationError(f"{name} cannot be {value!r} ({origin}): use {allowed}") from error
 
 
 def find_pyproject(directory: Path) -> Path | None:

@@ -40,7 +40,8 @@ class Reloader:
 
     def __init__(self, arguments: Sequence[str], folder: Path) -> None:
         own = [argument for argument in arguments if argument != OPTION]
-        self._command = [sys.executable, "-m", "conveyor", *own]
+        # -P: a file here that has the name of an installed module must not stand in for it.
+        self._command = [sys.executable, "-P", "-m", "conveyor", *own]
         self._folder = folder
         self._changes = _python_changes(folder)
         self._news: SimpleQueue[News] = SimpleQueue()

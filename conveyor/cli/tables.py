@@ -47,6 +47,9 @@ def make_table(
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(shown(value) for value in row))
+    unbounded = console.options.update(max_width=_PIPE_WIDTH)
+    if console.measure(table, options=unbounded).maximum > console.width:
+        table.padding = 0  # before words are broken
     return table
 
 

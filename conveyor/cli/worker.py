@@ -80,7 +80,16 @@ def add_queues(
     parser: argparse.ArgumentParser, text: str, default: str = "the app's queue"
 ) -> None:
     """Adds ``-Q``."""
-    parser.add_argument("-Q", "--queues", metavar="QUEUES", help=f"{text} (default: {default})")
+    parser.add_argument(
+        "-Q", "--queues", metavar="QUEUES", type=_named, help=f"{text} (default: {default})"
+    )
+
+
+def _named(queues: str) -> str:
+    """Refuses an empty text: a variable that is not set is no wish for the default."""
+    if not queues.strip():
+        raise argparse.ArgumentTypeError("no queue is named: name one, or leave it out")
+    return queues
 
 
 def run(options: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ctypes
 import faulthandler
+import io
 import os
 import random
 import signal
@@ -88,6 +89,7 @@ def run_child(
             with contextlib.suppress(OSError):
                 os.close(descriptor)
         random.seed()
+        _print_by_line()
         _serve(work, slots, ends)
         exit_with(0)
     except BaseException:
@@ -136,6 +138,13 @@ def _set_signals(sync: SyncLane) -> None:
     signal.signal(signal.SIGUSR2, sync.on_signal)
     _show_stacks_on(signal.SIGUSR1)
     let_through()
+
+
+def _print_by_line() -> None:
+    """What tasks print is seen while they run, and is not lost with a child that is killed."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it is closed
+            sys.stdout.reconfigure(line_buffering=True)
 
 
 def _show_stacks_on(number: signal.Signals) -> None:

