@@ -73,9 +73,9 @@ def _interrupt(_number: int, _frame: object) -> None:
 def _private_server() -> Generator[None]:
     """An embedded server for the app that is created meanwhile; nothing is left of it."""
     with tempfile.TemporaryDirectory(prefix="conveyor-demo-") as name:
-        embedded.start(Path(name))
         os.environ["CONVEYOR_BROKER"] = f"embedded://{name}"
         try:
+            embedded.start(Path(name))
             yield
         finally:
             embedded.stop(Path(name))

@@ -8,6 +8,7 @@ import signal
 import sys
 import sysconfig
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,3 +124,25 @@ def test_ended_early_it_leaves_nothing(temporary: Path, number: signal.Signals) 
     assert list(temporary.iterdir()) == []
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_ended_while_its_server_starts_it_leaves_none(
+    temporary: Path, number: signal.Signals
+) -> None:
+    env = {"TMPDIR": str(temporary)}
+    with Running("-m", "conveyor", "demo", cwd="/", env=env) as process:
+        wait_until(lambda: any(temporary.glob("*/users.lock")), "its server starts")
+        process.signal(number)
+        assert process.wait() == 1
+    wait_until(lambda: not who_works_in(temporary), "its server is gone")
+    assert list(temporary.iterdir()) == []
+
+
+def who_works_in(directory: Path) -> list[str]:
+    """The processes whose current directory is there, or was; where the system shows them."""
+    found: list[str] = []
+    for path in Path("/proc").glob("[0-9]*/cwd"):
+        with suppress(OSError):  # it has ended, or is another user's
+            found += [path.parent.name] if str(path.readlink()).startswith(str(directory)) else []
+    return found
