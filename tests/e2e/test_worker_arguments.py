@@ -42,9 +42,9 @@ DEF read(keys: dict[Key, int]) -> None: ...
 DEF send(way: str) -> str:
     timeout = {"execution_timeout": 0.2} if way == "hang" else {}
     os.path.exists("armed") and os.remove("armed")
-    result = read.options(**timeout).delay({Key(way): 1})
+    keys = {Key(way): 1}
     open("armed", "w").close()
-    return result.id
+    return read.options(**timeout).delay(keys).id
 """
 
 
