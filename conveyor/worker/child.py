@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import ctypes
 import faulthandler
-import io
 import os
 import random
 import signal
@@ -142,9 +141,10 @@ def _set_signals(sync: SyncLane) -> None:
 
 def _print_by_line() -> None:
     """What tasks print is seen while they run, and is not lost with a child that is killed."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:  # else somebody has put something of their own in its place
         with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it is closed
-            sys.stdout.reconfigure(line_buffering=True)
+            reconfigure(line_buffering=True)
 
 
 def _show_stacks_on(number: signal.Signals) -> None:
