@@ -159,10 +159,10 @@ def _guard(binary: str) -> None:
 
 
 def _start_server(binary: str) -> int:
+    if os.path.exists(SERVER_PID):
+        os.unlink(SERVER_PID)  # before the lock, with which it would name a live server
     lock = _open_lock(SERVER_LOCK)
     fcntl.flock(lock, fcntl.LOCK_EX)  # waits for a dead server's rewriting child to notice
-    if os.path.exists(SERVER_PID):
-        os.unlink(SERVER_PID)
     os.set_inheritable(lock, True)
     pid = os.posix_spawn(binary, [binary, *_OPTIONS], os.environ, setsigmask=())
     os.close(lock)

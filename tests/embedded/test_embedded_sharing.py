@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -264,6 +265,21 @@ def test_a_server_that_dies_again_and_again_is_given_up_until_asked_for(home: Ho
     assert "giving up after 5 deaths" in (home.directory / guardian.SERVER_LOG).read_text()
     server.acquire()
     assert home.get() == "safe"
+
+
+def test_a_dead_server_is_named_no_more_once_the_next_has_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(guardian.SERVER_PID).write_text("1")
+    named: list[bool] = []
+
+    def lock(_descriptor: int, _how: int) -> None:
+        named.append(Path(guardian.SERVER_PID).exists())
+
+    monkeypatch.setattr(guardian.fcntl, "flock", lock)
+    os.waitpid(guardian._start_server(shutil.which("true") or ""), 0)
+    assert named == [False]
 
 
 def test_a_torn_end_of_the_data_costs_only_the_torn_command(home: Home) -> None:
