@@ -74,8 +74,10 @@ def _private_server() -> Generator[None]:
     """An embedded server for the app that is created meanwhile; nothing is left of it."""
     with tempfile.TemporaryDirectory(prefix="conveyor-demo-") as name:
         os.environ["CONVEYOR_BROKER"] = f"embedded://{name}"
+        server = embedded.EmbeddedServer(Path(name))
         try:
-            embedded.start(Path(name))
+            server.acquire()  # not `start`: it must not stay where this process is killed
             yield
         finally:
+            server.release()
             embedded.stop(Path(name))

@@ -17,6 +17,7 @@ from servers import wait_until
 from workers import Running
 
 from conveyor import demo
+from conveyor.broker.guardian import SERVER_PID
 from conveyor.cli import comparison, main
 from conveyor.cli.parsing import Exit
 
@@ -126,17 +127,19 @@ def test_ended_early_it_leaves_nothing(temporary: Path, number: signal.Signals) 
         os.kill(worker, 0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGKILL, -9)]
+)
 def test_ended_while_its_server_starts_it_leaves_none(
-    temporary: Path, number: signal.Signals
+    temporary: Path, number: signal.Signals, code: int
 ) -> None:
     env = {"TMPDIR": str(temporary)}
     with Running("-m", "conveyor", "demo", cwd="/", env=env) as process:
-        wait_until(lambda: any(temporary.glob("*/users.lock")), "its server starts")
+        wait_until(lambda: any(temporary.glob(f"*/{SERVER_PID}")), "its server starts")
         process.signal(number)
-        assert process.wait() == 1
+        assert process.wait() == code
     wait_until(lambda: not who_works_in(temporary), "its server is gone")
-    assert list(temporary.iterdir()) == []
+    assert (list(temporary.iterdir()) == []) == (number != signal.SIGKILL)
 
 
 def who_works_in(directory: Path) -> list[str]:
