@@ -271,7 +271,7 @@ class Project:
         self.write("myapp.py", source or TASKS)
 
     def write(self, name: str, source: str) -> None:
-        """Put another file there."""
+        """Put a file there; of the same size and in the same second Python may run the old one."""
         text = dedent(source).replace("NAME", self.name)
         (self.directory / name).write_text(text, encoding="utf-8")
 

@@ -144,9 +144,9 @@ def test_a_changed_declaration_replaces_the_old_one_and_an_old_process_only_prol
     lapses = app.client.broker.keys("default").prefix + "recurring:lapse"
     with project.start("-A", "myapp", "beat"):
         wait_until(lambda: len(app.recurring()) == 2, "declared", seconds=SOON)
-        project.write("myapp.py", DECLARES.replace("every=0.25", "every=7200"))
+        project.write("myapp.py", DECLARES.replace("every=0.25", "every=86400"))
         with project.start("-A", "myapp", "beat"):
-            wait_until(lambda: entry(app, "myapp.tick").every == 7200, "changed", seconds=SOON)
+            wait_until(lambda: entry(app, "myapp.tick").every == 86400, "changed", seconds=SOON)
         before = float(execute(("ZINCRBY", lapses, -LAPSE_MS / 2, "myapp.tick")))
         server.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         wait_until(
@@ -154,7 +154,7 @@ def test_a_changed_declaration_replaces_the_old_one_and_an_old_process_only_prol
             "prolonged",
             seconds=SOON,
         )
-        assert entry(app, "myapp.tick").every == 7200
+        assert entry(app, "myapp.tick").every == 86400
         assert entry(app, "myapp.tick").declared
 
 

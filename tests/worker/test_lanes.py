@@ -36,7 +36,7 @@ from conveyor.worker.runner import CANCELLED, Runner
 from conveyor.worker.slots import Slots
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SOON = 20.0
 
@@ -53,6 +53,18 @@ class Interrupted(Loans):
         super().interrupt(run)
 
 
+class Awaited(Future[None]):
+    """Tells that somebody waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited_for = threading.Event()
+
+    def add_done_callback(self, callback: Callable[[Future[None]], object]) -> None:
+        super().add_done_callback(callback)
+        self.waited_for.set()
+
+
 class Parent:
     """What a lane needs around it, in this process."""
 
@@ -60,7 +72,7 @@ class Parent:
         app = Conveyor("lanes", broker="redis://localhost:1")
         self.begun = 0
         self.left_alone = asyncio.Event()
-        self.future: Future[None] = Future()
+        self.future = Awaited()
 
         @app.task(name="spin")
         def spin() -> None:
@@ -179,7 +191,7 @@ def test_what_a_run_left_behind_lends_no_slot(parent: Parent) -> None:
     parent.run(1, name="leave")
     assert [frame.outcome for frame in parent.outcomes(1)] == [Outcome.SUCCESS]
     lane.loop.call_soon_threadsafe(parent.left_alone.set)
-    asyncio.run_coroutine_threadsafe(asyncio.sleep(0.01), lane.loop).result(SOON)
+    assert parent.future.waited_for.wait(SOON)
     assert parent.loans.runs == {}
     parent.future.set_result(None)
     wait_until(lambda: parent.left.done(), "it has ended", seconds=SOON)
